@@ -1,0 +1,547 @@
+//! Seeded inputs: the same bits on every device and in every provider.
+//!
+//! An element is a function of (seed, tensor, set, index) in integer arithmetic alone, so that a CPU, a GPU and numpy
+//! agree bit for bit whatever their mathematics libraries do:
+//!
+//! 1. `key = hash64(hash64(seed, code(tensor)), set)`, `h = hash64(key, index)` with [`hash64`] (splitmix64's finaliser
+//!    over a counter, Steele et al. 2014). `index` is logical: `((b * longest + token) * heads + head) * dim + d`,
+//!    whatever the memory layout, so a packed, a padded and a paged tensor hold the same numbers.
+//! 2. The sum of the four 16-bit fields of `h`, minus 131070, is an integer of 18 bits with a bell-shaped distribution
+//!    (Irwin-Hall, n = 4) of standard deviation 37837.
+//! 3. Times 2^-15 (standard deviation 1.155), then rounded to nearest even to the dtype.
+//!
+//! **Peaked rows**: with independent keys every softmax row is nearly flat, and an error in one key of 100,000 would
+//! hide. So about one query row in four is set to exactly twice the key row that it should single out; see
+//! [`InputSpec::peak_offsets`].
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Mechanism, Pattern, Phase};
+use crate::tensor::{ElementType, Float, Rows, Tensor, TensorName, TensorSet};
+
+/// The version of everything on this page: two records compare only where it is equal.
+pub const GENERATOR_VERSION: u32 = 1;
+
+/// A 64-bit hash of a counter under a key: splitmix64's output function at position `counter + 1` of stream `key`.
+#[inline(always)]
+pub const fn hash64(key: u64, counter: u64) -> u64 {
+    let mut z = key.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Mean of the sum of four 16-bit fields.
+const FIELD_SUM_MEAN: i32 = 4 * 65535 / 2;
+/// 2^-15.
+const ELEMENT_SCALE: f32 = 1.0 / 32768.0;
+
+#[inline(always)]
+fn field_sum(hash: u64) -> i32 {
+    ((hash & 0xFFFF) + ((hash >> 16) & 0xFFFF) + ((hash >> 32) & 0xFFFF) + (hash >> 48)) as i32
+}
+
+/// What a worker needs to make every input of a problem, besides the problem itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct InputSpec {
+    /// Seed of all tensors.
+    pub seed: u64,
+    /// Distances j - p at which a pattern begins or ends. A peaked query row (b, token, head), with row number r =
+    /// (b * longest_q + token) * heads_q + head and u = hash64(hash64(key(Q), 2^32), r), u mod 4 = 0, singles out a key by
+    /// choice c = (u >> 8) mod (offsets + 3): offset c from its position p; then key 0; the last key; key (u >> 32) mod
+    /// seqlen_kv. A choice outside the sequence leaves the row as it is.
+    pub peak_offsets: Vec<i64>,
+    /// Backward only: dO is zero but in these rows (sequence, head, token), which makes a large gradient cheap to check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparse_grad_rows: Option<Vec<(usize, usize, usize)>>,
+}
+
+impl InputSpec {
+    /// The inputs of a problem under a seed.
+    pub fn new(problem: &AttentionProblem, seed: u64) -> Self {
+        InputSpec { seed, peak_offsets: peak_offsets(problem), sparse_grad_rows: None }
+    }
+}
+
+/// The distances from p at which visibility changes: where an off-by-one error would be.
+pub fn peak_offsets(problem: &AttentionProblem) -> Vec<i64> {
+    let mut offsets = match problem.pattern {
+        Pattern::Full => vec![],
+        Pattern::Window { left, right } => vec![-(left as i64), -(left as i64) - 1, right as i64, right as i64 + 1],
+        Pattern::Dilated { window, step } | Pattern::Longformer { window, dilation: step, .. } => {
+            let (reach, step) = ((window * step) as i64, step as i64);
+            vec![0, -reach, reach, -reach - step, reach + step, -1, 1]
+        }
+        Pattern::Bigbird { block, .. } => vec![0, -(block as i64), block as i64],
+        Pattern::Strided { stride } => {
+            let stride = stride as i64;
+            vec![0, 1, -stride, -stride - 1, -2 * stride, -2 * stride - 1]
+        }
+        Pattern::Fixed { block, .. } => vec![0, 1, -1, -(block as i64)],
+    };
+    if problem.causal {
+        offsets.extend([0, 1]);
+    }
+    offsets.sort_unstable();
+    offsets.dedup();
+    offsets
+}
+
+/// The stable number of a tensor in the hash.
+const fn code(name: TensorName) -> u64 {
+    match name {
+        TensorName::Q => 1,
+        TensorName::K => 2,
+        TensorName::V => 3,
+        TensorName::ProjectionK => 4,
+        TensorName::ProjectionV => 5,
+        TensorName::StateIn => 6,
+        TensorName::NormaliserIn => 7,
+        TensorName::PageTable => 8,
+        TensorName::Bias => 9,
+        TensorName::Sinks => 10,
+        TensorName::DO => 11,
+        TensorName::O => 12,
+        TensorName::Lse => 13,
+        TensorName::DQ => 14,
+        TensorName::DK => 15,
+        TensorName::DV => 16,
+        TensorName::StateOut => 17,
+        TensorName::NormaliserOut => 18,
+    }
+}
+
+/// The tensors that a call reads and a worker generates. Backward reads O and LSE too, which the worker computes.
+pub fn input_names(problem: &AttentionProblem) -> Vec<TensorName> {
+    let mut names = vec![TensorName::Q, TensorName::K];
+    if !problem.is_absorbed_mla() {
+        names.push(TensorName::V);
+    }
+    match problem.mechanism {
+        Mechanism::Linformer { .. } => names.extend([TensorName::ProjectionK, TensorName::ProjectionV]),
+        Mechanism::Linear { normalised, .. } if problem.is_recurrent() => {
+            names.push(TensorName::StateIn);
+            if normalised {
+                names.push(TensorName::NormaliserIn);
+            }
+        }
+        _ => {}
+    }
+    if matches!(problem.kv_layout, KvLayout::Paged { .. }) {
+        names.push(TensorName::PageTable);
+    }
+    if matches!(problem.bias, Bias::Bool | Bias::Additive) {
+        names.push(TensorName::Bias);
+    }
+    if problem.sinks {
+        names.push(TensorName::Sinks);
+    }
+    if problem.phase == Phase::Backward {
+        names.push(TensorName::DO);
+    }
+    names
+}
+
+/// The inputs that a plan may look at: what a model or a server knows before the call.
+pub fn is_static(name: TensorName) -> bool {
+    matches!(name, TensorName::ProjectionK | TensorName::ProjectionV | TensorName::PageTable | TensorName::Sinks)
+}
+
+/// The tensors that a call writes. LSE is written only where the caller put it among the outputs.
+pub fn output_names(problem: &AttentionProblem) -> Vec<TensorName> {
+    match (problem.phase, problem.mechanism) {
+        (Phase::Backward, _) => vec![TensorName::DQ, TensorName::DK, TensorName::DV],
+        (Phase::Decode, Mechanism::Linear { normalised: true, .. }) => {
+            vec![TensorName::O, TensorName::StateOut, TensorName::NormaliserOut]
+        }
+        (Phase::Decode, Mechanism::Linear { .. }) => vec![TensorName::O, TensorName::StateOut],
+        _ => vec![TensorName::O],
+    }
+}
+
+/// Tokens of K and V in a call: the whole cache, or for the recurrent form the tokens that the call adds.
+pub fn key_lengths(problem: &AttentionProblem) -> Vec<usize> {
+    if problem.is_recurrent() { problem.lengths_q() } else { problem.lengths_kv() }
+}
+
+/// Pages of a paged problem's pool: those in use and one in eight more, which hold NaN.
+pub fn page_pool_size(problem: &AttentionProblem) -> usize {
+    let used = used_pages(problem);
+    used + (used / 8).max(1)
+}
+
+fn used_pages(problem: &AttentionProblem) -> usize {
+    let KvLayout::Paged { page_size } = problem.kv_layout else { return 0 };
+    problem.lengths_kv().iter().map(|length| length.div_ceil(page_size)).sum()
+}
+
+/// Element type and shape of a tensor of the problem.
+pub fn tensor_shape(problem: &AttentionProblem, name: TensorName) -> (ElementType, Vec<usize>) {
+    let longest = |lengths: Vec<usize>| lengths.into_iter().max().unwrap_or(0);
+    let (batch, dk, dv) = (problem.batch, problem.head_dim_qk, problem.head_dim_v);
+    let queries = |dim| Rows::of_queries(problem, dim).dims;
+    let keys = |dim| match problem.kv_layout {
+        KvLayout::Contiguous => Rows::contiguous(problem.layout, &key_lengths(problem), problem.heads_kv, dim).dims,
+        KvLayout::Paged { page_size } => vec![page_pool_size(problem), page_size, problem.heads_kv, dim],
+    };
+    match name {
+        TensorName::Q | TensorName::DQ => (problem.dtype.into(), queries(dk)),
+        TensorName::O | TensorName::DO => (problem.dtype.into(), queries(dv)),
+        TensorName::K => (problem.dtype_kv.into(), keys(dk)),
+        TensorName::V => (problem.dtype_kv.into(), keys(dv)),
+        TensorName::DK => (problem.dtype.into(), keys(dk)),
+        TensorName::DV => (problem.dtype.into(), keys(dv)),
+        TensorName::ProjectionK | TensorName::ProjectionV => {
+            let Mechanism::Linformer { rank } = problem.mechanism else { unreachable!("only Linformer projects") };
+            (ElementType::F32, vec![longest(problem.lengths_kv()), rank])
+        }
+        TensorName::StateIn | TensorName::StateOut => (ElementType::F32, vec![batch, problem.heads_kv, dk, dv]),
+        TensorName::NormaliserIn | TensorName::NormaliserOut => (ElementType::F32, vec![batch, problem.heads_kv, dk]),
+        TensorName::PageTable => {
+            let KvLayout::Paged { page_size } = problem.kv_layout else { unreachable!("only paged problems have a table") };
+            (ElementType::I32, vec![batch, longest(problem.lengths_kv()).div_ceil(page_size)])
+        }
+        TensorName::Bias => {
+            let element = if problem.bias == Bias::Bool { ElementType::Bool } else { problem.dtype.into() };
+            (element, vec![1, 1, longest(problem.lengths_q()), longest(problem.lengths_kv())])
+        }
+        TensorName::Sinks => (ElementType::F32, vec![problem.heads_q]),
+        TensorName::Lse => (ElementType::F32, vec![batch, problem.heads_q, longest(problem.lengths_q())]),
+    }
+}
+
+/// Bytes of all inputs and outputs of a call (O and LSE of backward included).
+pub fn tensor_bytes(problem: &AttentionProblem) -> u64 {
+    let mut names = input_names(problem);
+    names.extend(output_names(problem));
+    if problem.phase == Phase::Backward {
+        names.extend([TensorName::O, TensorName::Lse]);
+    }
+    names
+        .into_iter()
+        .map(|name| {
+            let (element, dims) = tensor_shape(problem, name);
+            dims.iter().fold(element.bytes() as u64, |bytes, &dim| bytes.saturating_mul(dim as u64))
+        })
+        .fold(0, u64::saturating_add)
+}
+
+/// Makes the values of one input set of a problem, by whole tensors or by single rows.
+pub struct Generator<'a> {
+    problem: &'a AttentionProblem,
+    spec: &'a InputSpec,
+    set: u64,
+    lengths_q: Vec<usize>,
+    lengths_k: Vec<usize>,
+}
+
+impl<'a> Generator<'a> {
+    /// The generator of input set `set`.
+    pub fn new(problem: &'a AttentionProblem, spec: &'a InputSpec, set: u64) -> Self {
+        Generator { problem, spec, set, lengths_q: problem.lengths_q(), lengths_k: key_lengths(problem) }
+    }
+
+    /// Static tensors are the same in every set: a plan that was made from them stays valid.
+    fn key(&self, name: TensorName) -> u64 {
+        let set = if is_static(name) { 0 } else { self.set };
+        hash64(hash64(self.spec.seed, code(name)), set)
+    }
+
+    /// The key that a peaked query row singles out; None for an ordinary row.
+    pub fn peak(&self, sequence: usize, head: usize, token: usize) -> Option<usize> {
+        let longest = self.lengths_q.iter().copied().max().unwrap_or(0);
+        let row = (sequence * longest + token) * self.problem.heads_q + head;
+        let u = hash64(hash64(self.key(TensorName::Q), 1 << 32), row as u64);
+        if u % 4 != 0 {
+            return None;
+        }
+        let (len_q, len_k) = (self.lengths_q[sequence], self.lengths_k[sequence]);
+        let offsets = &self.spec.peak_offsets;
+        let choice = ((u >> 8) % (offsets.len() as u64 + 3)) as usize;
+        let key = match choice.checked_sub(offsets.len()) {
+            None => token as i64 + self.problem.query_offset(len_q, len_k) + offsets[choice],
+            Some(0) => 0,
+            Some(1) => len_k as i64 - 1,
+            Some(_) => ((u >> 32) % (len_k.max(1) as u64)) as i64,
+        };
+        (0..len_k as i64).contains(&key).then_some(key as usize)
+    }
+
+    /// One row of Q, K, V or dO as the problem's dtype holds it, widened to f32.
+    pub fn row(&self, name: TensorName, sequence: usize, head: usize, token: usize, out: &mut [f32]) {
+        let dtype = match name {
+            TensorName::K | TensorName::V => self.problem.dtype_kv,
+            _ => self.problem.dtype,
+        };
+        self.exact_row(name, sequence, head, token, out);
+        match dtype {
+            Dtype::F32 => {}
+            Dtype::F16 => out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            Dtype::Bf16 => out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        }
+    }
+
+    /// The row before rounding: exact in f32.
+    fn exact_row(&self, name: TensorName, sequence: usize, head: usize, token: usize, out: &mut [f32]) {
+        let problem = self.problem;
+        if name == TensorName::Q
+            && let Some(peak) = self.peak(sequence, head, token)
+        {
+            self.exact_row(TensorName::K, sequence, head / problem.group_size(), peak, out);
+            out.iter_mut().for_each(|x| *x *= 2.0);
+            return;
+        }
+        if name == TensorName::DO
+            && let Some(rows) = &self.spec.sparse_grad_rows
+            && !rows.contains(&(sequence, head, token))
+        {
+            out.fill(0.0);
+            return;
+        }
+        let (lengths, heads) = match name {
+            TensorName::Q | TensorName::DO => (&self.lengths_q, problem.heads_q),
+            _ => (&self.lengths_k, problem.heads_kv),
+        };
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let first = ((sequence * longest + token) * heads + head) * out.len();
+        normal_run(self.key(name), first as u64, ELEMENT_SCALE, out);
+    }
+
+    /// The rows of Q, K, V and dO in a tensor of the problem; a paged K or V needs the page table.
+    pub fn rows(&self, name: TensorName, page_table: Option<&Tensor>) -> Rows {
+        let problem = self.problem;
+        match name {
+            TensorName::Q => Rows::of_queries(problem, problem.head_dim_qk),
+            TensorName::DO => Rows::of_queries(problem, problem.head_dim_v),
+            TensorName::K | TensorName::V => {
+                let dim = if name == TensorName::K { problem.head_dim_qk } else { problem.head_dim_v };
+                match problem.kv_layout {
+                    KvLayout::Contiguous => Rows::contiguous(problem.layout, &self.lengths_k, problem.heads_kv, dim),
+                    KvLayout::Paged { .. } => Rows::of_keys(problem, dim, page_table),
+                }
+            }
+            _ => unreachable!("{name:?} has no rows"),
+        }
+    }
+
+    /// Overwrites a tensor with this set's values. A paged K or V needs the page table. What belongs to no token
+    /// (padding, unused pages) becomes NaN, so that reading it shows.
+    pub fn fill(&self, name: TensorName, tensor: &mut Tensor, page_table: Option<&Tensor>) {
+        match name {
+            TensorName::Q | TensorName::K | TensorName::V | TensorName::DO => {
+                let rows = self.rows(name, page_table);
+                match tensor.element() {
+                    ElementType::F32 => self.fill_rows::<f32>(name, &rows, tensor),
+                    ElementType::F16 => self.fill_rows::<f16>(name, &rows, tensor),
+                    ElementType::Bf16 => self.fill_rows::<bf16>(name, &rows, tensor),
+                    other => unreachable!("rows of {other:?}"),
+                }
+            }
+            TensorName::PageTable => self.fill_page_table(tensor),
+            TensorName::ProjectionK | TensorName::ProjectionV => {
+                // Entries of about 1/sqrt(n), so that the projected keys are as large as keys: the power of two keeps
+                // the arithmetic exact.
+                let n = tensor.dims()[0].max(1) as u64;
+                let scale = ELEMENT_SCALE * (0.5f32).powi(n.ilog2().div_ceil(2) as i32);
+                fill_normal(self.key(name), scale, tensor.as_mut_slice::<f32>());
+            }
+            TensorName::StateIn | TensorName::Sinks => fill_normal(self.key(name), ELEMENT_SCALE, tensor.as_mut_slice::<f32>()),
+            TensorName::NormaliserIn => {
+                // Positive, as a sum of non-negative features is.
+                let key = self.key(name);
+                for (index, x) in tensor.as_mut_slice::<f32>().iter_mut().enumerate() {
+                    *x = (field_sum(hash64(key, index as u64)) + 1) as f32 * ELEMENT_SCALE;
+                }
+            }
+            TensorName::Bias => {
+                let key = self.key(name);
+                match tensor.element() {
+                    // Three of four pairs are visible.
+                    ElementType::Bool => {
+                        for (index, x) in tensor.as_mut_slice::<u8>().iter_mut().enumerate() {
+                            *x = u8::from(hash64(key, index as u64) % 4 != 0);
+                        }
+                    }
+                    ElementType::F16 => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<f16>()),
+                    ElementType::Bf16 => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<bf16>()),
+                    _ => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<f32>()),
+                }
+            }
+            other => unreachable!("{other:?} is computed, not generated"),
+        }
+    }
+
+    fn fill_rows<T: Float>(&self, name: TensorName, rows: &Rows, tensor: &mut Tensor) {
+        let is_padded = tensor.len() != rows.lengths.iter().sum::<usize>() * rows.heads * rows.dim;
+        if is_padded {
+            tensor.poison();
+        }
+        let destination = SharedMut(tensor.as_mut_slice::<T>().as_mut_ptr(), tensor.len());
+        for (sequence, &length) in rows.lengths.iter().enumerate() {
+            (0..length).into_par_iter().with_min_len(16).for_each_init(
+                || vec![0f32; rows.dim],
+                |row, token| {
+                    for head in 0..rows.heads {
+                        self.exact_row(name, sequence, head, token, row);
+                        // SAFETY: each (sequence, head, token) owns its `dim` elements.
+                        let out = unsafe { destination.slice(rows.offset(sequence, head, token), rows.dim) };
+                        out.iter_mut().zip(row.iter()).for_each(|(out, &x)| *out = T::from_f32(x));
+                    }
+                },
+            );
+        }
+    }
+
+    fn fill_page_table(&self, table: &mut Tensor) {
+        let KvLayout::Paged { page_size } = self.problem.kv_layout else { unreachable!("only paged problems have a table") };
+        let key = self.key(TensorName::PageTable);
+        // Pages in the order of their hashes: a seeded permutation of the pool, the unused pages scattered among the used.
+        let mut pool: Vec<i32> = (0..page_pool_size(self.problem) as i32).collect();
+        pool.sort_by_key(|&page| (hash64(key, page as u64), page));
+        let columns = table.dims()[1];
+        let entries = table.as_mut_slice::<i32>();
+        entries.fill(-1);
+        let mut next = pool.into_iter();
+        for (sequence, &length) in self.lengths_k.iter().enumerate() {
+            for column in 0..length.div_ceil(page_size) {
+                entries[sequence * columns + column] = next.next().expect("the pool holds every page in use");
+            }
+        }
+    }
+
+    /// All generated inputs of the problem in new memory.
+    pub fn inputs(&self) -> TensorSet {
+        let mut set = TensorSet::new();
+        for name in input_names(self.problem) {
+            let (element, dims) = tensor_shape(self.problem, name);
+            set.insert(name, Tensor::zeros(element, &dims));
+        }
+        self.overwrite(&mut set, true);
+        set
+    }
+
+    /// Overwrites the inputs in place with this set's values; static tensors only when asked.
+    pub fn overwrite(&self, inputs: &mut TensorSet, statics_too: bool) {
+        let mut names = input_names(self.problem);
+        // The table finds the pages that K and V are written to.
+        names.sort_by_key(|&name| name != TensorName::PageTable);
+        let mut table = None;
+        for name in names {
+            if is_static(name) && !statics_too {
+                if name == TensorName::PageTable {
+                    table = inputs.find(name).cloned();
+                }
+                continue;
+            }
+            self.fill(name, inputs.get_mut(name), table.as_ref());
+            if name == TensorName::PageTable {
+                table = inputs.find(name).cloned();
+            }
+        }
+    }
+
+    /// The static inputs alone.
+    pub fn static_inputs(&self) -> TensorSet {
+        let mut set = TensorSet::new();
+        for name in input_names(self.problem).into_iter().filter(|&name| is_static(name)) {
+            let (element, dims) = tensor_shape(self.problem, name);
+            let mut tensor = Tensor::zeros(element, &dims);
+            self.fill(name, &mut tensor, None);
+            set.insert(name, tensor);
+        }
+        set
+    }
+}
+
+/// Poisoned outputs of the problem in new memory.
+pub fn outputs(problem: &AttentionProblem) -> TensorSet {
+    let mut set = TensorSet::new();
+    for name in output_names(problem) {
+        let (element, dims) = tensor_shape(problem, name);
+        let mut tensor = Tensor::zeros(element, &dims);
+        tensor.poison();
+        set.insert(name, tensor);
+    }
+    set
+}
+
+/// Elements `first..` of a stream, exact in f32.
+fn normal_run(key: u64, first: u64, scale: f32, out: &mut [f32]) {
+    for (index, x) in out.iter_mut().enumerate() {
+        *x = (field_sum(hash64(key, first + index as u64)) - FIELD_SUM_MEAN) as f32 * scale;
+    }
+}
+
+fn fill_normal<T: Float>(key: u64, scale: f32, out: &mut [T]) {
+    out.par_chunks_mut(4096).enumerate().for_each(|(chunk, out)| {
+        let mut exact = [0f32; 4096];
+        let exact = &mut exact[..out.len()];
+        normal_run(key, chunk as u64 * 4096, scale, exact);
+        out.iter_mut().zip(exact.iter()).for_each(|(out, &x)| *out = T::from_f32(x));
+    });
+}
+
+/// A slice that several threads write at places that do not overlap.
+pub(crate) struct SharedMut<T>(pub(crate) *mut T, pub(crate) usize);
+
+impl<T> SharedMut<T> {
+    /// Shares a slice.
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        SharedMut(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// # Safety
+    /// No two live results may overlap.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
+        debug_assert!(start + length <= self.1);
+        // SAFETY: in bounds, and disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), length) }
+    }
+}
+
+// SAFETY: access goes through `slice`, whose caller promises disjointness.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+/// A hash of the first elements of every tensor kind: workers publish it, so that two generators that differ are found
+/// before any number is compared.
+pub fn golden_hash() -> String {
+    let mut problem = AttentionProblem::softmax(Phase::Backward, Dtype::F32, 2, (4, 2), (5, 7), 8);
+    problem.causal = true;
+    let spec = InputSpec::new(&problem, 42);
+    let generator = Generator::new(&problem, &spec, 3);
+    let mut digest = 0u64;
+    for name in [TensorName::Q, TensorName::K, TensorName::V, TensorName::DO] {
+        let (element, dims) = tensor_shape(&problem, name);
+        let mut tensor = Tensor::zeros(element, &dims);
+        generator.fill(name, &mut tensor, None);
+        for x in tensor.as_slice::<f32>() {
+            digest = hash64(digest, u64::from(x.to_bits()));
+        }
+    }
+    format!("{digest:016x}")
+}
+
+/// A checksum of a tensor's bytes, for telling whether a call changed its inputs.
+pub fn checksum(tensor: &Tensor) -> u64 {
+    let bytes = tensor.bytes();
+    let chunk = 1 << 16;
+    let sums: Vec<u64> = bytes
+        .par_chunks(chunk)
+        .map(|part| {
+            let words = part.chunks_exact(8);
+            let tail = words.remainder().iter().fold(0u64, |sum, &byte| hash64(sum, u64::from(byte)));
+            words.fold(tail, |sum, word| {
+                (sum ^ u64::from_le_bytes(word.try_into().expect("eight bytes"))).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+            })
+        })
+        .collect();
+    sums.into_iter().fold(bytes.len() as u64, hash64)
+}
+
