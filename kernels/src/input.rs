@@ -201,7 +201,9 @@ pub fn tensor_shape(problem: &AttentionProblem, name: TensorName) -> (ElementTyp
         TensorName::StateIn | TensorName::StateOut => (ElementType::F32, vec![batch, problem.heads_kv, dk, dv]),
         TensorName::NormaliserIn | TensorName::NormaliserOut => (ElementType::F32, vec![batch, problem.heads_kv, dk]),
         TensorName::PageTable => {
-            let KvLayout::Paged { page_size } = problem.kv_layout else { unreachable!("only paged problems have a table") };
+            let KvLayout::Paged { page_size } = problem.kv_layout else {
+                unreachable!("only paged problems have a table")
+            };
             (ElementType::I32, vec![batch, longest(problem.lengths_kv()).div_ceil(page_size)])
         }
         TensorName::Bias => {
@@ -348,7 +350,9 @@ impl<'a> Generator<'a> {
                 let scale = ELEMENT_SCALE * (0.5f32).powi(n.ilog2().div_ceil(2) as i32);
                 fill_normal(self.key(name), scale, tensor.as_mut_slice::<f32>());
             }
-            TensorName::StateIn | TensorName::Sinks => fill_normal(self.key(name), ELEMENT_SCALE, tensor.as_mut_slice::<f32>()),
+            TensorName::StateIn | TensorName::Sinks => {
+                fill_normal(self.key(name), ELEMENT_SCALE, tensor.as_mut_slice::<f32>())
+            }
             TensorName::NormaliserIn => {
                 // Positive, as a sum of non-negative features is.
                 let key = self.key(name);
@@ -396,7 +400,9 @@ impl<'a> Generator<'a> {
     }
 
     fn fill_page_table(&self, table: &mut Tensor) {
-        let KvLayout::Paged { page_size } = self.problem.kv_layout else { unreachable!("only paged problems have a table") };
+        let KvLayout::Paged { page_size } = self.problem.kv_layout else {
+            unreachable!("only paged problems have a table")
+        };
         let key = self.key(TensorName::PageTable);
         // Pages in the order of their hashes: a seeded permutation of the pool, the unused pages scattered among the used.
         let mut pool: Vec<i32> = (0..page_pool_size(self.problem) as i32).collect();
@@ -538,10 +544,11 @@ pub fn checksum(tensor: &Tensor) -> u64 {
             let words = part.chunks_exact(8);
             let tail = words.remainder().iter().fold(0u64, |sum, &byte| hash64(sum, u64::from(byte)));
             words.fold(tail, |sum, word| {
-                (sum ^ u64::from_le_bytes(word.try_into().expect("eight bytes"))).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+                (sum ^ u64::from_le_bytes(word.try_into().expect("eight bytes")))
+                    .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                    .rotate_left(29)
             })
         })
         .collect();
     sums.into_iter().fold(bytes.len() as u64, hash64)
 }
-

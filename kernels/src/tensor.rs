@@ -218,7 +218,9 @@ impl Tensor {
 
     /// Bytes of a tensor of this shape, or None where they overflow.
     pub fn size_bytes(element: ElementType, dims: &[usize]) -> Option<usize> {
-        dims.iter().try_fold(element.bytes(), |bytes, &dim| bytes.checked_mul(dim)).filter(|&bytes| bytes <= isize::MAX as usize)
+        dims.iter()
+            .try_fold(element.bytes(), |bytes, &dim| bytes.checked_mul(dim))
+            .filter(|&bytes| bytes <= isize::MAX as usize)
     }
 
     /// A tensor with these elements. Panics where the count differs from the shape's.
@@ -412,7 +414,14 @@ impl Rows {
     }
 
     /// Rows in pages of a pool of `pool_pages` pages, found through `table` of shape (batch, pages a sequence).
-    pub fn paged(page_size: usize, pool_pages: usize, table: &[i32], lengths: &[usize], heads: usize, dim: usize) -> Rows {
+    pub fn paged(
+        page_size: usize,
+        pool_pages: usize,
+        table: &[i32],
+        lengths: &[usize],
+        heads: usize,
+        dim: usize,
+    ) -> Rows {
         let pages_per_sequence = table.len().checked_div(lengths.len()).unwrap_or(0);
         Rows {
             heads,

@@ -346,7 +346,14 @@ pub struct AttentionProblem {
 
 impl AttentionProblem {
     /// A dense softmax problem with the given shape and every option at its default.
-    pub fn softmax(phase: Phase, dtype: Dtype, batch: usize, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> Self {
+    pub fn softmax(
+        phase: Phase,
+        dtype: Dtype,
+        batch: usize,
+        heads: (usize, usize),
+        lengths: (usize, usize),
+        dim: usize,
+    ) -> Self {
         AttentionProblem {
             mechanism: Mechanism::Softmax,
             pattern: Pattern::Full,
