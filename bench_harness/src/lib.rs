@@ -1,1 +1,21 @@
-//! h
+//! The harness: one way for data to flow, each arrow a plain value type.
+//!
+//! `suite file -> matrix -> cases -> worker -> samples -> metrics -> record -> store -> comparison -> report`
+//!
+//! `stats`, `compare` and `report` are pure: no clock, device, network or global state; randomness is seeded and passed
+//! in. ARCHITECTURE.md at the top of the repository draws the map.
+
+pub mod case;
+pub mod commands;
+pub mod compare;
+pub mod device;
+pub mod gate;
+pub mod measure;
+pub mod metric;
+pub mod record;
+pub mod report;
+pub mod stats;
+pub mod store;
+pub mod suite;
+pub mod vcs;
+pub mod worker;

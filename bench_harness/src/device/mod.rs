@@ -1,0 +1,1 @@
+//! What is measured on: timing, cache flush, memory, telemetry.

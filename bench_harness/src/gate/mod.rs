@@ -1,0 +1,1 @@
+//! The gate: pass, fail or undecided.

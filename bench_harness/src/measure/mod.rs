@@ -1,0 +1,1 @@
+//! How a run measures: rounds, batches, verification, stopping.

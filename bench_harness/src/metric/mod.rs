@@ -1,0 +1,1 @@
+//! What is derived from a record, one file a metric.

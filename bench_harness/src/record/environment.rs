@@ -1,0 +1,1 @@
+//! The fingerprint and the provenance of this machine and this build.

@@ -1,0 +1,3 @@
+//! Workers: processes that prepare, launch and time, and nothing else.
+
+pub mod protocol;
