@@ -3,9 +3,7 @@
 use rayon::prelude::*;
 
 use super::visible::Definition;
-use super::{
-    NORMALISER_EPSILON, Oracle, RowReference, dense, feature, parts, round_to, sum_of_squares,
-};
+use super::{NORMALISER_EPSILON, Oracle, RowReference, dense, feature, parts, round_to, sum_of_squares};
 use crate::problem::{Bias, Mechanism};
 use crate::tensor::TensorName;
 
@@ -167,9 +165,7 @@ impl Oracle<'_> {
             .map(|&(head, query)| {
                 let mut keys = definition.keys(head, query);
                 if is_masked {
-                    keys.retain(|&key| {
-                        self.source.bias(sequence, head, query, key as usize) != f64::NEG_INFINITY
-                    });
+                    keys.retain(|&key| self.source.bias(sequence, head, query, key as usize) != f64::NEG_INFINITY);
                 }
                 QueryRow { head, query, keys }
             })
@@ -203,10 +199,8 @@ impl Oracle<'_> {
     /// Queries of the rows, one after another; linear attention's are mapped by phi.
     pub(super) fn queries(&self, sequence: usize, rows: &[QueryRow]) -> Vec<f64> {
         let dim = self.problem.head_dim_qk;
-        let mut queries: Vec<f64> = rows
-            .iter()
-            .flat_map(|row| self.read_row(TensorName::Q, (sequence, row.head, row.query), dim))
-            .collect();
+        let mut queries: Vec<f64> =
+            rows.iter().flat_map(|row| self.read_row(TensorName::Q, (sequence, row.head, row.query), dim)).collect();
         self.map_features(&mut queries);
         queries
     }
@@ -310,12 +304,7 @@ impl Oracle<'_> {
                             sums.squared_weights += weight * weight;
                             sums.squared_terms += weight * weight * squares[pick as usize];
                         }
-                        dense::accumulate(
-                            [&weights, &weights_lp],
-                            &values_block,
-                            picks,
-                            [&mut sums.o, &mut sums.o_lp],
-                        );
+                        dense::accumulate([&weights, &weights_lp], &values_block, picks, [&mut sums.o, &mut sums.o_lp]);
                     }
                 });
                 sums
@@ -342,11 +331,8 @@ impl Oracle<'_> {
             return Attended { reference, max: 0.0, sum: 0.0 };
         }
         let lse = max + sums.weights.ln();
-        let sink = if self.problem.sinks {
-            (self.sinks.get(self.problem, self.source, row.head) - max).exp()
-        } else {
-            0.0
-        };
+        let sink =
+            if self.problem.sinks { (self.sinks.get(self.problem, self.source, row.head) - max).exp() } else { 0.0 };
         let sum = sums.weights + sink;
         let reference = RowReference {
             o: sums.o.iter().map(|x| x / sum).collect(),
@@ -358,12 +344,10 @@ impl Oracle<'_> {
     }
 
     fn finish_linear(&self, normalised: bool, sums: Sums) -> Attended {
-        let divisor =
-            if normalised { sums.weights + NORMALISER_EPSILON } else { 1.0 / self.problem.effective_scale() };
+        let divisor = if normalised { sums.weights + NORMALISER_EPSILON } else { 1.0 / self.problem.effective_scale() };
         let o: Vec<f64> = sums.o.iter().map(|x| x / divisor).collect();
         // Errors of the denominator move the whole row.
-        let denominator_error =
-            if normalised { sum_of_squares(&o).sqrt() * sums.squared_weights.sqrt() } else { 0.0 };
+        let denominator_error = if normalised { sum_of_squares(&o).sqrt() * sums.squared_weights.sqrt() } else { 0.0 };
         let reference = RowReference {
             o_lp: sums.o_lp.iter().map(|x| round_to(self.problem.dtype, x / divisor)).collect(),
             scale: (sums.squared_terms.sqrt() + denominator_error) / divisor.abs(),

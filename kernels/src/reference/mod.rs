@@ -19,9 +19,6 @@ mod sample;
 mod source;
 mod visible;
 
-#[cfg(test)]
-mod tests;
-
 pub use backward::BackwardReference;
 pub use expected::{Expected, SampleError, SampledRows};
 pub use sample::{DEFAULT_BUDGET_FLOPS, SamplePlan};
@@ -83,9 +80,7 @@ impl<'a> Oracle<'a> {
     pub fn forward_rows(&self, rows: &[Row]) -> Vec<RowReference> {
         self.by_group(rows, self.problem.group_size(), |sequence, head_kv, rows| match self.problem.mechanism {
             Mechanism::Linformer { rank } => self.linformer_group(sequence, head_kv, rows, rank),
-            Mechanism::Linear { .. } if self.problem.is_recurrent() => {
-                self.recurrent_group(sequence, head_kv, rows)
-            }
+            Mechanism::Linear { .. } if self.problem.is_recurrent() => self.recurrent_group(sequence, head_kv, rows),
             _ => self.attend_group(sequence, head_kv, rows).into_iter().map(|row| row.reference).collect(),
         })
     }

@@ -8,7 +8,12 @@ use crate::tensor::TensorName;
 
 impl Oracle<'_> {
     /// Rows (head, token) of O, all of one sequence and one KV head.
-    pub(super) fn recurrent_group(&self, sequence: usize, head_kv: usize, rows: &[(usize, usize)]) -> Vec<RowReference> {
+    pub(super) fn recurrent_group(
+        &self,
+        sequence: usize,
+        head_kv: usize,
+        rows: &[(usize, usize)],
+    ) -> Vec<RowReference> {
         let (dim, dim_v, dtype) = (self.problem.head_dim_qk, self.problem.head_dim_v, self.problem.dtype);
         let Mechanism::Linear { normalised, .. } = self.problem.mechanism else { unreachable!("linear is recurrent") };
         let group = sequence * self.problem.heads_kv + head_kv;
@@ -42,11 +47,8 @@ impl Oracle<'_> {
                     denominator += weight;
                     weight_squares += weight * weight;
                 }
-                let divisor = if normalised {
-                    denominator + NORMALISER_EPSILON
-                } else {
-                    1.0 / self.problem.effective_scale()
-                };
+                let divisor =
+                    if normalised { denominator + NORMALISER_EPSILON } else { 1.0 / self.problem.effective_scale() };
                 let o: Vec<f64> = numerator.iter().map(|x| x / divisor).collect();
                 let moved = if normalised { sum_of_squares(&o).sqrt() * f64::sqrt(weight_squares) } else { 0.0 };
                 RowReference {

@@ -4,7 +4,7 @@
 //! found nowhere. Here each pattern's definition is stated literally, pair by pair; only the random draw of BigBird is
 //! shared, for it is a definition itself.
 
-use crate::pattern::bigbird;
+use crate::pattern::bigbird::{Bigbird, Draw};
 use crate::problem::{AttentionProblem, Pattern};
 
 /// The definitions of one sequence.
@@ -33,10 +33,15 @@ impl Definition {
         query as i64 + self.query_offset
     }
 
-    /// Whether a query of a query head sees a key.
-    pub(super) fn sees(&self, head: usize, query: usize, key: usize) -> bool {
+    /// The keys that a query of a query head sees, in order.
+    pub(super) fn keys(&self, head: usize, query: usize) -> Vec<u32> {
         let p = self.position(query);
-        let j = key as i64;
+        let random = self.random_blocks(head, p);
+        self.candidates(query).filter(|&key| self.sees(p, key as i64, &random)).map(|key| key as u32).collect()
+    }
+
+    /// Whether position p sees key j. `random` are the blocks that BigBird drew for p's block.
+    fn sees(&self, p: i64, j: i64, random: &[i64]) -> bool {
         if self.causal && j > p {
             return false;
         }
@@ -47,11 +52,16 @@ impl Definition {
                 (p - j).unsigned_abs() <= window.saturating_mul(step) as u64 && (p - j) % step as i64 == 0
             }
             Pattern::Longformer { window, global, dilation } => {
-                let is_near =
-                    (p - j).unsigned_abs() <= window.saturating_mul(dilation) as u64 && (p - j) % dilation as i64 == 0;
-                is_near || j < global as i64 || p < global as i64
+                let is_near = (p - j).unsigned_abs() <= window.saturating_mul(dilation) as u64;
+                (is_near && (p - j) % dilation as i64 == 0) || j < global as i64 || p < global as i64
             }
-            Pattern::Bigbird { .. } => self.bigbird(head, p, j),
+            Pattern::Bigbird { block, window, global, .. } => {
+                let (bp, bj) = (p.div_euclid(block as i64), j.div_euclid(block as i64));
+                let blocks = self.len_kv.div_ceil(block) as i64;
+                let (leading, trailing) = (global.div_ceil(2) as i64, (global / 2) as i64);
+                let is_global = |b: i64| 0 <= b && b < blocks && (b < leading || b >= blocks - trailing);
+                (bp - bj).abs() <= (window / 2) as i64 || is_global(bp) || is_global(bj) || random.contains(&bj)
+            }
             Pattern::Strided { stride } => j <= p && (p - j <= stride as i64 || (p - j) % stride as i64 == 0),
             Pattern::Fixed { block, summary } => {
                 let block = block as i64;
@@ -60,19 +70,14 @@ impl Definition {
         }
     }
 
-    fn bigbird(&self, head: usize, p: i64, j: i64) -> bool {
-        let Pattern::Bigbird { block, window, global, random, seed } = self.pattern else { unreachable!() };
-        let (bp, bj) = (p.div_euclid(block as i64), j.div_euclid(block as i64));
-        let blocks = self.len_kv.div_ceil(block) as i64;
-        let half = (global / 2) as i64;
-        let is_global = |b: i64| b < half || b >= blocks - half;
-        let _ = (random, seed, head, bigbird::draw as fn());
-        (bp - bj).abs() <= (window / 2) as i64 || is_global(bp) || is_global(bj)
-    }
-
-    /// The keys that a query of a query head sees, in order.
-    pub(super) fn keys(&self, head: usize, query: usize) -> Vec<u32> {
-        self.candidates(query).filter(|&key| self.sees(head, query, key)).map(|key| key as u32).collect()
+    fn random_blocks(&self, head: usize, p: i64) -> Vec<i64> {
+        match self.pattern {
+            Pattern::Bigbird { block, window, global, random, seed } => {
+                Bigbird::new(block, window, global, random, Draw { seed, head }, self.len_kv, self.causal)
+                    .random_blocks(p.div_euclid(block as i64))
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Keys out of which the visible ones are picked: all, or the hull of a pattern that has one.
@@ -91,7 +96,8 @@ impl Definition {
     /// An upper bound of the keys that a query sees, without looking at each.
     pub(super) fn keys_bound(&self, query: usize) -> usize {
         let candidates = self.candidates(query).len();
-        let causal = if self.causal { (self.position(query) + 1).clamp(0, self.len_kv as i64) as usize } else { candidates };
+        let causal =
+            if self.causal { (self.position(query) + 1).clamp(0, self.len_kv as i64) as usize } else { candidates };
         match self.pattern {
             Pattern::Dilated { step, .. } => candidates.div_ceil(step).min(causal),
             _ => candidates.min(causal),
