@@ -1,5 +1,7 @@
 //! Kernels on the CPU, one file each.
 
+pub mod simd;
+
 use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
