@@ -1,9 +1,25 @@
 //! Kernels on the CPU, one file each.
 
+mod call;
+mod decode;
+pub mod flash;
+mod online;
+mod packed_kv;
+pub mod paged;
+mod rows;
+mod schedule;
+mod score;
+pub mod simd;
+pub mod split_kv;
+
 use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
-pub const KERNELS: &[&dyn Kernel] = &[];
+pub const KERNELS: &[&dyn Kernel] = &[
+    &flash::Flash { isa: None },
+    &split_kv::SplitKv { isa: None },
+    &paged::Paged { isa: None },
+];
 
 /// The kernel of that name.
 pub fn find(name: &str) -> Option<&'static dyn Kernel> {
