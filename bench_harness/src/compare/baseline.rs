@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use attn_kernels::tensor::TensorName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +97,7 @@ pub struct SessionCase {
     pub extra_peak_bytes: Option<(u64, u64)>,
     /// Median relative L2 error over the verified calls, by tensor.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub relative_l2: BTreeMap<String, f64>,
+    pub relative_l2: BTreeMap<TensorName, f64>,
     /// Warnings that take it out of verdicts: `implausible: ...`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
@@ -242,10 +243,9 @@ impl SessionCase {
     pub fn from_result(case: &CaseResult) -> SessionCase {
         let measured = || case.rounds.iter().filter(|round| round.disposition == Disposition::Measured);
         let extra = measured().filter_map(|round| round.memory.as_ref()?.extra_peak_bytes);
-        let mut errors: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut errors: BTreeMap<TensorName, Vec<f64>> = BTreeMap::new();
         for verification in case.rounds.iter().flat_map(|round| &round.verification) {
-            let name = verification.tensor.name().to_owned();
-            errors.entry(name).or_default().push(verification.error.relative_l2);
+            errors.entry(verification.tensor).or_default().push(verification.error.relative_l2);
         }
         SessionCase {
             key: case.key.clone(),
