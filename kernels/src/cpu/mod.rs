@@ -3,6 +3,8 @@
 mod call;
 mod decode;
 pub mod flash;
+pub mod flash1;
+pub mod naive;
 mod online;
 mod packed_kv;
 pub mod paged;
@@ -16,6 +18,8 @@ use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
 pub const KERNELS: &[&dyn Kernel] = &[
+    &naive::Naive { isa: None },
+    &flash1::Flash1 { isa: None },
     &flash::Flash { isa: None },
     &split_kv::SplitKv { isa: None },
     &paged::Paged { isa: None },
