@@ -6,8 +6,7 @@
 use std::ops::RangeInclusive;
 
 use attn_kernels::problem::{
-    Bias, CausalAlignment,
-    Dtype, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
+    Bias, CausalAlignment, Dtype, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase, legal,
 };
 use attn_kernels::problem::id::{parse_heads, parse_lengths, parse_mechanism, parse_pattern};
 use toml::de::DeValue;
