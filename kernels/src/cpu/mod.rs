@@ -1,9 +1,25 @@
 //! Kernels on the CPU, one file each.
 
+mod access;
+pub mod linear;
+pub mod linformer;
+pub mod mla;
+mod online;
+mod queue;
+mod tile;
+mod tiled;
+
+#[cfg(test)]
+mod tests;
+
 use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
-pub const KERNELS: &[&dyn Kernel] = &[];
+pub const KERNELS: &[&dyn Kernel] = &[
+    &linear::Linear,
+    &linformer::Linformer,
+    &mla::Mla,
+];
 
 /// The kernel of that name.
 pub fn find(name: &str) -> Option<&'static dyn Kernel> {
