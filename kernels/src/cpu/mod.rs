@@ -6,6 +6,7 @@ pub mod linformer;
 pub mod mla;
 mod online;
 mod queue;
+pub mod simd;
 mod tile;
 mod tiled;
 
