@@ -44,7 +44,10 @@ impl Kernel for Linear {
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
         let unsupported = |text: String| Err(KernelError::Unsupported(text));
         if !matches!(problem.mechanism, Mechanism::Linear { .. }) {
-            return unsupported(format!("mechanism {}: linear computes linear attention only", problem.mechanism.name()));
+            return unsupported(format!(
+                "mechanism {}: linear computes linear attention only",
+                problem.mechanism.name()
+            ));
         }
         if !matches!(problem.phase, Phase::Prefill | Phase::Append | Phase::Decode) {
             return unsupported(format!("phase {}: linear has prefill, append and decode", problem.phase.name()));
@@ -56,7 +59,9 @@ impl Kernel for Linear {
             return unsupported("a paged KV layout: linear reads contiguous keys and values".into());
         }
         if problem.bias != Bias::None || problem.softcap.is_some() || problem.sinks {
-            return unsupported("a bias, softcap or sinks: linear attention has no scores that they could change".into());
+            return unsupported(
+                "a bias, softcap or sinks: linear attention has no scores that they could change".into(),
+            );
         }
         Ok(())
     }
@@ -479,8 +484,7 @@ impl Plan for Recurrent {
                 normaliser.copy_from_slice(&before[index * dk..][..dk]);
             }
             // SAFETY: these rows' columns of this head's state belong to this item alone.
-            let state_row =
-                |row: usize| unsafe { state_out.slice((index * dk + row) * dv + first, columns) };
+            let state_row = |row: usize| unsafe { state_out.slice((index * dk + row) * dv + first, columns) };
             let state_in_row = |row: usize| &state_in[(index * dk + row) * dv + first..][..columns];
             let tokens = common.keys.lengths[sequence];
             if tokens == 0 {

@@ -44,7 +44,9 @@ impl Kernel for Linformer {
             return unsupported(format!("phase {}: linformer has prefill only", problem.phase.name()));
         }
         if problem.pattern != Pattern::Full || problem.causal {
-            return unsupported("a causal or sparse pattern: linformer mixes all keys, so only full has a meaning".into());
+            return unsupported(
+                "a causal or sparse pattern: linformer mixes all keys, so only full has a meaning".into(),
+            );
         }
         if problem.kv_layout != KvLayout::Contiguous {
             return unsupported("a paged KV layout: linformer reads contiguous keys and values".into());

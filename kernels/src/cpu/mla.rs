@@ -147,7 +147,8 @@ impl Absorbed {
         let longest = queries.lengths.iter().copied().max().unwrap_or(0);
         let max_rows = (longest * heads).clamp(1, MAX_ROWS);
 
-        let work: usize = keys.lengths.iter().zip(&queries.lengths).map(|(k, q)| k * (q * heads).div_ceil(max_rows)).sum();
+        let work: usize =
+            keys.lengths.iter().zip(&queries.lengths).map(|(k, q)| k * (q * heads).div_ceil(max_rows)).sum();
         let segment = match context.threads {
             1 => usize::MAX / 2,
             threads => work.div_ceil(2 * threads).next_multiple_of(KEY_TILE).max(MIN_SEGMENT),
@@ -223,9 +224,8 @@ impl Plan for Absorbed {
         let partials = SharedMut::new(&mut self.partials);
         let stride = latent + 1;
         // SAFETY (of the calls below): while items run, a partial belongs to one of them; later all are only read.
-        let partial_row = |partial: usize, row: usize| unsafe {
-            partials.slice((partial * rows_a_partial + row) * stride, stride)
-        };
+        let partial_row =
+            |partial: usize, row: usize| unsafe { partials.slice((partial * rows_a_partial + row) * stride, stride) };
 
         for_each_item(&mut self.scratches, items.len(), |scratch, index| {
             let &Item { sequence, first_row, rows, first_key, last_key, partial } = &items[index];

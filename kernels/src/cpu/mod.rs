@@ -16,11 +16,7 @@ mod tests;
 use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
-pub const KERNELS: &[&dyn Kernel] = &[
-    &linear::Linear,
-    &linformer::Linformer,
-    &mla::Mla,
-];
+pub const KERNELS: &[&dyn Kernel] = &[&linear::Linear, &linformer::Linformer, &mla::Mla];
 
 /// The kernel of that name.
 pub fn find(name: &str) -> Option<&'static dyn Kernel> {

@@ -86,7 +86,11 @@ impl Product<'_> {
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize, const TAIL: bool>(&mut self, row: usize, column: usize) {
+    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize, const TAIL: bool>(
+        &mut self,
+        row: usize,
+        column: usize,
+    ) {
         let tail = self.n - column;
         let mut acc = [[S::splat(0.0); NV]; ROWS];
         // SAFETY: the caller's promise; where TAIL, only the `tail` columns that exist are touched.

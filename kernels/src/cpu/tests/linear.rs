@@ -19,7 +19,8 @@ fn prefill_agrees_with_the_quadratic_form() {
     for (index, length) in LENGTHS.into_iter().enumerate() {
         for causal in [false, true] {
             for dtype in Dtype::ALL {
-                let mut problem = problem(Phase::Prefill, [(4, 2), (3, 3), (4, 1)][index % 3], (length, length), (24, 17));
+                let mut problem =
+                    problem(Phase::Prefill, [(4, 2), (3, 3), (4, 1)][index % 3], (length, length), (24, 17));
                 problem.causal = causal;
                 problem.dtype = dtype;
                 problem.dtype_kv = if index % 2 == 0 { dtype } else { Dtype::Bf16 };
@@ -115,7 +116,9 @@ fn long_sequences_do_not_drift() {
 #[test]
 fn decode_agrees_with_the_recurrence() {
     for (index, (len_q, heads, dims)) in
-        [(1, (4, 2), (24, 17)), (1, (1, 1), (16, 100)), (5, (4, 1), (33, 64)), (1, (6, 6), (1, 1))].into_iter().enumerate()
+        [(1, (4, 2), (24, 17)), (1, (1, 1), (16, 100)), (5, (4, 1), (33, 64)), (1, (6, 6), (1, 1))]
+            .into_iter()
+            .enumerate()
     {
         for feature_map in [FeatureMap::Elu1, FeatureMap::Relu] {
             for normalised in [true, false] {

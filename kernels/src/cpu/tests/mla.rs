@@ -58,7 +58,8 @@ fn real_dimensions() {
 fn decode_agrees_with_the_definition() {
     for (index, length) in [1, 17, 63, 64, 65, 127, 200, 333, 1500].into_iter().enumerate() {
         for dtype in Dtype::ALL {
-            for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 16 }, KvLayout::Paged { page_size: 5 }] {
+            for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 16 }, KvLayout::Paged { page_size: 5 }]
+            {
                 let mut problem = decode([1, 3, 16][index % 3], (1 + index % 4, length));
                 (problem.dtype, problem.dtype_kv) = (dtype, dtype);
                 problem.batch = 1 + index % 2;
