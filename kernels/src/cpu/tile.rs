@@ -154,6 +154,7 @@ pub(crate) fn transpose((rows, columns): (usize, usize), from: &[f32], to: &mut 
 /// Calls `body` with each vector of the row and stores what it returns; the last vector is filled up with `padding`.
 macro_rules! map_row {
     ($S:ident, $row:expr, $padding:expr, $body:expr) => {{
+        #[allow(unused_mut)]
         let mut body = $body;
         let mut chunks = $row.chunks_exact_mut($S::LANES);
         for chunk in &mut chunks {
@@ -237,4 +238,18 @@ pub(crate) fn elu1(row: &mut [f32]) {
         }
     }
     isa().run(Elu1(row));
+}
+
+/// gradients = weights * (gradients - delta), times 1 - (scores / cap)^2 where soft-capped: from dP to dS.
+pub(crate) fn score_gradients(gradients: &mut [f32], weights: &[f32], delta: f32, capped: Option<(&[f32], f32)>) {
+    for (gradient, weight) in gradients.iter_mut().zip(weights) {
+        *gradient = weight * (*gradient - delta);
+    }
+    if let Some((scores, cap)) = capped {
+        for ((gradient, &score), &weight) in gradients.iter_mut().zip(scores).zip(weights) {
+            let tanh = score / cap;
+            // A hidden key's score is -inf.
+            *gradient *= if weight == 0.0 { 0.0 } else { 1.0 - tanh * tanh };
+        }
+    }
 }

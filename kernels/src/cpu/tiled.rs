@@ -140,23 +140,27 @@ impl Schedule {
 
     fn add_tile(&mut self, queries: Tokens, count: usize, parts: &[Part]) {
         let start = self.runs.len();
+        let position = |row: usize| queries.get(row) as i64 + self.query_offset;
         for part in parts {
-            let mut keys: Option<Range<usize>> = None;
-            let mut seen_by_all = 0..usize::MAX;
-            for row in 0..count {
-                let seen = part.indices(queries.get(row) as i64 + self.query_offset);
-                seen_by_all = seen_by_all.start.max(seen.start)..seen_by_all.end.min(seen.end);
-                if !seen.is_empty() {
-                    let keys = keys.get_or_insert(seen.clone());
-                    *keys = keys.start.min(seen.start)..keys.end.max(seen.end);
-                }
-            }
-            if let Some(keys) = keys {
-                self.runs.push(Run { part: *part, keys, seen_by_all });
+            // Both ends of what a query sees never go back from one query to the next.
+            let (first, last) = (part.indices(position(0)), part.indices(position(count - 1)));
+            let keys = first.start..last.end;
+            if !keys.is_empty() {
+                self.runs.push(Run { part: *part, keys, seen_by_all: last.start..first.end });
             }
         }
         let cost = self.runs[start..].iter().map(|run| run.keys.len()).sum::<usize>() * count;
         self.tiles.push(Tile { queries, count, runs: start..self.runs.len(), cost });
+    }
+
+    /// p - i.
+    pub(crate) fn query_offset(&self) -> i64 {
+        self.query_offset
+    }
+
+    /// Whether no query visits any key.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.runs.is_empty()
     }
 
     /// Every (query, key) pair that the schedule visits and does not mask.
@@ -306,7 +310,7 @@ impl Plan for TiledPlan {
         let longest = queries.lengths.iter().copied().max().unwrap_or(0);
         let row_index = |sequence, head, token| (sequence * queries.heads + head) * longest + token;
         let states = SharedMut::new(&mut self.states);
-        let last_sweep = self.sweeps.len() - 1;
+        let last_sweep = self.sweeps.len().saturating_sub(1);
         for (sweep, items) in self.sweeps.iter().enumerate() {
             for_each_item(&mut self.scratches, items.len(), |scratch, index| {
                 let Item { sequence, head, heads, .. } = items[index];

@@ -1,6 +1,8 @@
 //! Kernels against a dense f64 evaluation of the definitions.
 
+mod block_sparse;
 mod dense;
+mod flash_bwd;
 mod linear;
 mod linformer;
 mod mla;
