@@ -13,38 +13,17 @@
 //! products a pair: 2 pairs (3 d_qk + 2 d_v) FLOPs a head.
 
 use super::access::{Sink, Source, Tokens};
-use super::online::KEY_TILE;
-use super::queue::for_each_item;
+use super::online_tile::KEY_TILE;
+use super::schedule::for_each_task;
 use super::tile::{self, exp_rows, matmul, transpose};
 use super::tiled::{KeyList, Part, QUERY_TILE, Reach};
 use crate::input::SharedMut;
-use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
+use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::{Rows, TensorName, TensorSet};
 
-/// The backward pass as a kernel of its own.
-pub struct FlashBackward;
-
-impl Kernel for FlashBackward {
-    fn name(&self) -> &'static str {
-        "flash_bwd"
-    }
-
-    fn summary(&self) -> &'static str {
-        "FlashAttention-2's backward: scores computed again tile by tile (Dao 2023)"
-    }
-
-    fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
-        supports_backward(problem)
-    }
-
-    fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
-        plan_backward(context)
-    }
-}
-
 /// Whether `flash` computes this backward problem.
-pub(crate) fn supports_backward(problem: &AttentionProblem) -> Result<(), KernelError> {
+pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
     if problem.phase != Phase::Backward {
         return unsupported(format!("phase {}: flash's backward computes gradients only", problem.phase.name()));
@@ -68,8 +47,8 @@ pub(crate) fn supports_backward(problem: &AttentionProblem) -> Result<(), Kernel
 }
 
 /// A plan of a backward problem.
-pub(crate) fn plan_backward(context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
-    supports_backward(context.problem)?;
+pub(crate) fn plan(context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
+    supports(context.problem)?;
     Ok(Box::new(BackwardPlan::new(context)?))
 }
 
@@ -225,7 +204,7 @@ impl Plan for BackwardPlan {
         // D of every query row.
         let (rows_o, rows_q) = (&self.rows_o, &self.rows_q);
         let deltas = SharedMut::new(&mut self.deltas);
-        for_each_item(&mut self.scratches, batch * heads_q, |scratch, row| {
+        for_each_task(batch * heads_q, &mut self.scratches, |scratch, row| {
             let (sequence, head) = (row / heads_q, row % heads_q);
             // SAFETY: a head's rows belong to one item.
             let deltas = unsafe { deltas.slice(row * longest_q, longest_q) };
@@ -261,7 +240,7 @@ impl Plan for BackwardPlan {
             // SAFETY: a query row is written by the one item of its head, or by the one that adds its parts.
             unsafe { dq_out.write(rows_q.offset(sequence, head, token), row) };
         };
-        for_each_item(&mut self.scratches, items.len(), |scratch, index| {
+        for_each_task(items.len(), &mut self.scratches, |scratch, index| {
             let &Item { sequence, head, cut } = &items[index];
             let buffer = if cuts == 1 { scratch.thread } else { index };
             // SAFETY: a buffer belongs to one thread, or to one item.
@@ -284,7 +263,7 @@ impl Plan for BackwardPlan {
 
         if cuts > 1 {
             let query_tiles = longest_q.div_ceil(QUERY_TILE);
-            for_each_item(&mut self.scratches, batch * heads_q * query_tiles, |_, index| {
+            for_each_task(batch * heads_q * query_tiles, &mut self.scratches, |_, index| {
                 let (row, tile) = (index / query_tiles, index % query_tiles);
                 let (sequence, head) = (row / heads_q, row % heads_q);
                 let first_buffer = (sequence * heads_kv + head / group) * cuts;

@@ -15,7 +15,7 @@
 //! writing the state once.
 
 use super::access::{Sink, Source};
-use super::queue::for_each_item;
+use super::schedule::for_each_task;
 use super::tile::{matmul, transpose};
 use crate::input::{SharedMut, key_lengths};
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
@@ -239,7 +239,7 @@ impl Plan for Chunked {
 
         // Pass 1: the sum of each segment. A causal head's last segment is in no other segment's past.
         let causal = self.causal;
-        for_each_item(&mut self.scratches, segments.len(), |scratch, index| {
+        for_each_task(segments.len(), &mut self.scratches, |scratch, index| {
             let state = state(index);
             state.fill(0.0);
             let segment = &segments[index];
@@ -253,7 +253,7 @@ impl Plan for Chunked {
         });
 
         // Scan: what each segment starts from.
-        for_each_item(&mut self.scratches, heads.len(), |_, head| {
+        for_each_task(heads.len(), &mut self.scratches, |_, head| {
             let range = heads[head].clone();
             if causal {
                 // The state of segment s becomes the sum of the segments before it: shift by one, then add up.
@@ -275,7 +275,7 @@ impl Plan for Chunked {
         });
 
         // Pass 2: outputs.
-        for_each_item(&mut self.scratches, segments.len(), |scratch, index| {
+        for_each_task(segments.len(), &mut self.scratches, |scratch, index| {
             let (segment, state) = (&segments[index], state(index));
             if causal {
                 call.causal_segment(scratch, segment, state);
@@ -475,7 +475,7 @@ impl Plan for Recurrent {
         let normaliser_out =
             normalised.then(|| SharedMut::new(outputs.get_mut(TensorName::NormaliserOut).as_mut_slice::<f32>()));
         let items = &self.items;
-        for_each_item(&mut self.scratches, items.len(), |scratch, item| {
+        for_each_task(items.len(), &mut self.scratches, |scratch, item| {
             let (sequence, head, first, last) = items[item];
             let columns = last - first;
             let RecurrentScratch { key, value, queries, normaliser, output } = scratch;

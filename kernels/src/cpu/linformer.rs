@@ -9,7 +9,7 @@
 //! aims at the FMA rate: 2 rank (d_qk + d_v) (n_q + n_kv) FLOPs a head.
 
 use super::access::{Sink, Source};
-use super::queue::for_each_item;
+use super::schedule::for_each_task;
 use super::tile::{self, exp_rows, matmul};
 use crate::input::SharedMut;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
@@ -194,7 +194,7 @@ impl Plan for LinformerPlan {
         let heads_q = queries.heads;
 
         let projected = SharedMut::new(&mut self.projected);
-        for_each_item(&mut self.scratches, segments.len(), |scratch, index| {
+        for_each_task(segments.len(), &mut self.scratches, |scratch, index| {
             let segment = &segments[index];
             // SAFETY: a segment's part belongs to one item.
             let sums = unsafe { projected.slice(index * size, size) };
@@ -211,7 +211,7 @@ impl Plan for LinformerPlan {
                 matmul(shape, &f[first * rank..], (1, rank), &scratch.rows, dv, values_sum, dv, true);
             }
         });
-        for_each_item(&mut self.scratches, heads.len(), |_, head| {
+        for_each_task(heads.len(), &mut self.scratches, |_, head| {
             let range = heads[head].clone();
             for segment in range.start + 1..range.end {
                 // SAFETY: a head's segments belong to one item, and these two are different ones.
@@ -222,7 +222,7 @@ impl Plan for LinformerPlan {
         });
 
         let projected = &self.projected;
-        for_each_item(&mut self.scratches, query_tiles.len(), |scratch, index| {
+        for_each_task(query_tiles.len(), &mut self.scratches, |scratch, index| {
             let QueryTile { sequence, head, first, count } = query_tiles[index];
             let Scratch { rows, scores, output } = scratch;
             let segment = heads[sequence * heads_kv + head / group].start;

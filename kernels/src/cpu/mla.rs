@@ -13,8 +13,8 @@
 //! bandwidth.
 
 use super::access::{Sink, Source};
-use super::online::{KEY_TILE, OnlineTile};
-use super::queue::for_each_item;
+use super::online_tile::{KEY_TILE, OnlineTile};
+use super::schedule::for_each_task;
 use super::tile::transpose;
 use super::tiled::{KeyList, Part, Reach, Schedule, Sweeps, TiledPlan};
 use crate::cpu::access::Tokens;
@@ -227,7 +227,7 @@ impl Plan for Absorbed {
         let partial_row =
             |partial: usize, row: usize| unsafe { partials.slice((partial * rows_a_partial + row) * stride, stride) };
 
-        for_each_item(&mut self.scratches, items.len(), |scratch, index| {
+        for_each_task(items.len(), &mut self.scratches, |scratch, index| {
             let &Item { sequence, first_row, rows, first_key, last_key, partial } = &items[index];
             let Scratch { queries: q_tile, keys: k_tile, keys_transposed, online, .. } = scratch;
             for (row, q_row) in q_tile.chunks_exact_mut(dk).take(rows).enumerate() {
@@ -266,7 +266,7 @@ impl Plan for Absorbed {
             }
         });
 
-        for_each_item(&mut self.scratches, combinations.len(), |scratch, index| {
+        for_each_task(combinations.len(), &mut self.scratches, |scratch, index| {
             let Combination { sequence, first_row, rows, ref partials } = combinations[index];
             for row in 0..rows {
                 let log_sum_of = |partial| partial_row(partial, row)[latent];

@@ -2,13 +2,24 @@
 
 mod access;
 pub mod block_sparse;
-pub mod flash_bwd;
+mod call;
+mod decode;
+pub mod flash;
+pub mod flash1;
+mod flash_bwd;
 pub mod linear;
 pub mod linformer;
 pub mod mla;
+pub mod naive;
 mod online;
-mod queue;
+mod online_tile;
+mod packed_kv;
+pub mod paged;
+mod rows;
+mod schedule;
+mod score;
 pub mod simd;
+pub mod split_kv;
 mod tile;
 mod tiled;
 
@@ -20,7 +31,11 @@ use crate::kernel::Kernel;
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
 #[rustfmt::skip]
 pub const KERNELS: &[&dyn Kernel] = &[
-    &flash_bwd::FlashBackward,
+    &naive::Naive { isa: None },
+    &flash1::Flash1 { isa: None },
+    &flash::Flash { isa: None },
+    &split_kv::SplitKv { isa: None },
+    &paged::Paged { isa: None },
     &block_sparse::BlockSparse,
     &linear::Linear,
     &linformer::Linformer,

@@ -1,7 +1,7 @@
 //! Attention of query tiles over lists of keys: the engine of `block_sparse` and of MLA's prefill.
 //!
 //! A [`Schedule`] is made from shapes alone. It cuts the queries into tiles and says for each which runs of keys it
-//! visits; the engine computes a tile with the online softmax of [`super::online`], looking at nothing else. Both
+//! visits; the engine computes a tile with the online softmax of [`super::online_tile`], looking at nothing else. Both
 //! queries and keys may be every s-th token, or a list of tokens in which each query still sees one interval, so that
 //! dilated and strided patterns lose no work to masks: only the tiles at the ends of a run are masked.
 //!
@@ -11,8 +11,8 @@
 use std::ops::Range;
 
 use super::access::{Sink, Source, Tokens};
-use super::online::{KEY_TILE, OnlineTile};
-use super::queue::for_each_item;
+use super::online_tile::{KEY_TILE, OnlineTile};
+use super::schedule::for_each_task;
 use super::tile::transpose;
 use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
@@ -312,7 +312,7 @@ impl Plan for TiledPlan {
         let states = SharedMut::new(&mut self.states);
         let last_sweep = self.sweeps.len().saturating_sub(1);
         for (sweep, items) in self.sweeps.iter().enumerate() {
-            for_each_item(&mut self.scratches, items.len(), |scratch, index| {
+            for_each_task(items.len(), &mut self.scratches, |scratch, index| {
                 let Item { sequence, head, heads, .. } = items[index];
                 let schedule = &self.schedules[items[index].schedule];
                 let tile = &schedule.tiles[items[index].tile];

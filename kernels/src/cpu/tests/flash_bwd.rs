@@ -1,5 +1,5 @@
 use super::{assert_close, bound, dense, inputs, rows_of, run};
-use crate::cpu::flash_bwd::FlashBackward;
+use crate::cpu::flash::Flash;
 use crate::input::{self, Generator};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
@@ -171,7 +171,7 @@ fn check(problem: &AttentionProblem) {
     let (inputs, expected) = complete(problem);
     for threads in [1, 2, 3] {
         let mut outputs = input::outputs(problem);
-        run(&FlashBackward, problem, &inputs, &mut outputs, threads);
+        run(&Flash { isa: None }, problem, &inputs, &mut outputs, threads);
         let shapes = [
             (TensorName::DQ, Rows::of_queries(problem, problem.head_dim_qk)),
             (TensorName::DK, Rows::of_keys(problem, problem.head_dim_qk, None)),
@@ -189,7 +189,7 @@ fn check(problem: &AttentionProblem) {
             assert_close(&format!("{name:?}"), problem, &got, expected, tolerance);
         }
         let mut again = input::outputs(problem);
-        run(&FlashBackward, problem, &inputs, &mut again, threads);
+        run(&Flash { isa: None }, problem, &inputs, &mut again, threads);
         for name in [TensorName::DQ, TensorName::DK, TensorName::DV] {
             assert_eq!(outputs.get(name).bytes(), again.get(name).bytes(), "{name:?} differs between two runs");
         }
