@@ -12,9 +12,9 @@
 
 use std::ops::Range;
 
+use super::call::Call;
 use super::online::{TileShape, TileState, absorb, finish};
 use super::packed_kv::BlockPacker;
-use super::call::Call;
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
 use super::score::alibi_slopes;
