@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::case::{CaseKey, Mode};
+use crate::metric::limits::{IMPLAUSIBLE, implausible};
 use crate::record::{CaseResult, ControlKind, Disposition, Record};
 use crate::stats::quantile::median;
 
@@ -51,6 +52,9 @@ pub struct Session {
     pub suite_hash: String,
     /// Whether every planned round of every case was reached.
     pub complete: bool,
+    /// Whether another attnbench measured on the device at the same time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub device_shared: bool,
     /// Compiler, flags, versions and the like: shown where they differ, never blocking.
     pub provenance: BTreeMap<String, String>,
     /// The device's own ceilings during the run.
@@ -95,12 +99,23 @@ pub struct SessionCase {
     /// Smallest and largest high-water mark of the allocator above the tensors over the rounds, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra_peak_bytes: Option<(u64, u64)>,
-    /// Median relative L2 error over the verified calls, by tensor.
+    /// Accuracy, by tensor.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub relative_l2: BTreeMap<TensorName, f64>,
+    pub errors: BTreeMap<TensorName, SessionError>,
     /// Warnings that take it out of verdicts: `implausible: ...`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
+}
+
+/// The accuracy of one tensor during one session.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionError {
+    /// Median relative L2 error over the verified calls.
+    pub relative_l2: f64,
+    /// What the tolerance allows.
+    pub allowed_relative_l2: f64,
+    /// Verified calls.
+    pub calls: usize,
 }
 
 /// Why runs do not make a baseline.
@@ -226,9 +241,10 @@ impl Session {
             dirty: record.git.as_ref().is_some_and(|git| git.dirty),
             suite_hash: record.run.suite_hash.clone(),
             complete: record.run.complete,
+            device_shared: record.run.device_shared,
             provenance: record.provenance.clone(),
             controls: controls.collect(),
-            cases: record.cases.iter().map(SessionCase::from_result).collect(),
+            cases: record.cases.iter().map(|case| SessionCase::from_result(case, record)).collect(),
         }
     }
 
@@ -239,13 +255,24 @@ impl Session {
 }
 
 impl SessionCase {
-    /// The summary of a case's result.
-    pub fn from_result(case: &CaseResult) -> SessionCase {
+    /// The summary of a result of that record.
+    pub fn from_result(case: &CaseResult, record: &Record) -> SessionCase {
         let measured = || case.rounds.iter().filter(|round| round.disposition == Disposition::Measured);
         let extra = measured().filter_map(|round| round.memory.as_ref()?.extra_peak_bytes);
-        let mut errors: BTreeMap<TensorName, Vec<f64>> = BTreeMap::new();
+        let mut errors: BTreeMap<TensorName, (Vec<f64>, f64)> = BTreeMap::new();
         for verification in case.rounds.iter().flat_map(|round| &round.verification) {
-            errors.entry(verification.tensor).or_default().push(verification.error.relative_l2);
+            let (seen, allowed) = errors.entry(verification.tensor).or_default();
+            // An output that is not finite has an infinite error, which the median then shows or outvotes.
+            seen.push(verification.error.relative_l2.unwrap_or(f64::MAX));
+            *allowed = verification.error.allowed_relative_l2;
+        }
+        let error = |(seen, allowed): (Vec<f64>, f64)| {
+            let relative_l2 = rounded(median(&seen)?);
+            Some(SessionError { relative_l2, allowed_relative_l2: allowed, calls: seen.len() })
+        };
+        let mut flags: Vec<String> = case.flags.iter().filter(|flag| flag.starts_with(IMPLAUSIBLE)).cloned().collect();
+        if flags.is_empty() {
+            flags.extend(implausible(case, record));
         }
         SessionCase {
             key: case.key.clone(),
@@ -253,11 +280,8 @@ impl SessionCase {
             reason: case.reason.clone(),
             round_ns: measured().filter_map(|round| median(&round.device_ns)).map(rounded).collect(),
             extra_peak_bytes: extra.clone().min().zip(extra.max()),
-            relative_l2: errors
-                .into_iter()
-                .filter_map(|(name, values)| Some((name, rounded(median(&values)?))))
-                .collect(),
-            flags: case.flags.iter().filter(|flag| flag.starts_with("implausible")).cloned().collect(),
+            errors: errors.into_iter().filter_map(|(name, seen)| Some((name, error(seen)?))).collect(),
+            flags,
         }
     }
 }

@@ -2,4 +2,4 @@
 
 pub mod baseline;
 
-pub use baseline::{Baseline, BaselineError, Session, SessionCase, SessionControl};
+pub use baseline::{Baseline, BaselineError, Session, SessionCase, SessionControl, SessionError};

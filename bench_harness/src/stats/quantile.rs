@@ -41,26 +41,27 @@ pub fn quantile(values: &[f64], p: f64) -> Option<f64> {
 /// The narrowest pair of order statistics that encloses the p-quantile with at least `confidence`, an equal share of the
 /// risk on either side. `None` when no pair does: below 6 samples for the median at 95 %.
 pub fn quantile_interval(values: &[f64], p: f64, confidence: f64) -> Option<Interval> {
-    let values = sorted(values)?;
-    let n = values.len();
-    let risk = 0.5 * (1.0 - confidence);
-    let cumulative = binomial_cumulative(n, p);
-    // P(all but the first `low` samples... ): the interval misses below when at most `low` samples lie under the quantile,
-    // and misses above when at least `high` do, with `low` and `high` counted from zero.
-    let low = cumulative.iter().take_while(|&&at_most| at_most <= risk).count().checked_sub(1)?;
-    let high = (low + 1..n).find(|&high| 1.0 - cumulative[high] <= risk)?;
-    Some(Interval { low: values[low], high: values[high], confidence: cumulative[high] - cumulative[low] })
+    attainable_interval(values, p, confidence).filter(|interval| interval.confidence >= confidence)
 }
 
-/// The interval of the median at `confidence`, or, where the sample is too small for that, from the smallest to the
-/// largest value with the confidence that this has: 1 - 2^(1-n). `None` when empty or not finite.
-pub fn median_interval(values: &[f64], confidence: f64) -> Option<Interval> {
-    if let Some(interval) = quantile_interval(values, 0.5, confidence) {
-        return Some(interval);
-    }
+/// The [`quantile_interval`], or, where the sample is too small for it on a side, one that reaches to the smallest or
+/// largest value there and states the confidence that it has. `None` when empty or not finite.
+pub fn attainable_interval(values: &[f64], p: f64, confidence: f64) -> Option<Interval> {
     let values = sorted(values)?;
-    let attained = 1.0 - 0.5f64.powi(values.len() as i32 - 1);
-    Some(Interval { low: values[0], high: values[values.len() - 1], confidence: attained })
+    let last = values.len() - 1;
+    let risk = 0.5 * (1.0 - confidence);
+    let cumulative = binomial_cumulative(values.len(), p);
+    // With ends at the samples number `low` and `high`, counted from zero, the interval misses when at most `low`
+    // samples, or more than `high`, lie below the quantile.
+    let low = cumulative.iter().take_while(|&&at_most| at_most <= risk).count().saturating_sub(1).min(last);
+    let high = (low + 1..last).find(|&high| 1.0 - cumulative[high] <= risk).unwrap_or(last);
+    let attained = (cumulative[high] - cumulative[low]).max(0.0);
+    Some(Interval { low: values[low], high: values[high], confidence: attained })
+}
+
+/// The [`attainable_interval`] of the median.
+pub fn median_interval(values: &[f64], confidence: f64) -> Option<Interval> {
+    attainable_interval(values, 0.5, confidence)
 }
 
 /// P(X <= k) of X ~ binomial(n, p) for k = 0 to n.
