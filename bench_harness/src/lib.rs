@@ -9,6 +9,7 @@ pub mod case;
 pub mod commands;
 pub mod compare;
 pub mod device;
+pub mod files;
 pub mod gate;
 pub mod measure;
 pub mod metric;
