@@ -1,5 +1,7 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod eval;
+
 use std::process::ExitCode;
 
 /// What a command came to. The numbers are the contract with CI; precedence 2 > 1 > 5 > 4 > 3 > 0, never a count.
@@ -36,11 +38,15 @@ impl From<Exit> for ExitCode {
 
 /// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
-pub enum Command {}
+pub enum Command {
+    Eval(eval::Args),
+}
 
 impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
-        match self {}
+        match self {
+            Command::Eval(args) => eval::run(args),
+        }
     }
 }
