@@ -1,1 +1,3 @@
 //! What is measured on: timing, cache flush, memory, telemetry.
+
+pub mod cpu;

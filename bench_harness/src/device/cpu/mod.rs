@@ -1,0 +1,27 @@
+//! The CPU as a device: emptying its caches, counting memory, measuring its ceilings.
+
+pub mod allocator;
+pub mod ceiling;
+pub mod flush;
+pub mod memory;
+
+use crate::device::cpu::memory::CacheSizes;
+
+/// A rayon pool of exactly `threads` threads.
+pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, String> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("attn-{index}"))
+        .build()
+        .map_err(|error| format!("starting {threads} threads: {error}"))
+}
+
+/// CPUs that this process may run on.
+pub fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The caches of the first CPU, in bytes.
+pub fn cache_sizes() -> CacheSizes {
+    CacheSizes::read()
+}

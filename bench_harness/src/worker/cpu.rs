@@ -1,0 +1,396 @@
+//! The CPU provider: plans and times kernels of `attn_kernels::cpu` in this process.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use attn_kernels::cpu;
+use attn_kernels::input::{self, Generator, InputSpec};
+use attn_kernels::kernel::{Kernel, Plan, PlanContext};
+use attn_kernels::problem::{AttentionProblem, Phase};
+use attn_kernels::reference::SampledRows;
+use attn_kernels::tensor::{Rows, Tensor, TensorName, TensorSet};
+
+use super::protocol::{
+    CaseRequest, Control, ControlSamples, ErrorKind, Hello, KernelInfo, Measure, Measured, Memory, PROTOCOL_VERSION,
+    Prepare, Prepared, Sample, WorkerError,
+};
+use super::provider::{PreparedCase, Provider};
+use crate::case::Mode;
+use crate::device::cpu::allocator::{current_bytes, peak_during};
+use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool};
+
+/// Sources whose change makes two builds' timings incomparable: what runs between the two clock readings of a sample.
+const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../device/cpu/flush.rs")];
+
+/// How long a call's threads get to fall asleep before anything that still runs counts as late work.
+const SETTLE_TIME: Duration = Duration::from_micros(500);
+/// How long late work is watched for.
+const WATCH_TIME: Duration = Duration::from_millis(1);
+
+/// Kernels in this process.
+pub struct CpuProvider {
+    name: &'static str,
+    kernels: Vec<&'static dyn Kernel>,
+}
+
+impl CpuProvider {
+    /// The kernels of `attn_kernels::cpu`.
+    pub fn built_in() -> Self {
+        CpuProvider { name: "cpu", kernels: cpu::KERNELS.to_vec() }
+    }
+
+    /// A provider of one's own: a binary that calls [`super::server::serve`] with it is a worker.
+    pub fn custom(name: &'static str, kernels: Vec<&'static dyn Kernel>) -> Self {
+        CpuProvider { name, kernels }
+    }
+
+    fn kernel(&self, name: &str) -> Result<&'static dyn Kernel, WorkerError> {
+        self.kernels.iter().copied().find(|kernel| kernel.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = self.kernels.iter().map(|kernel| kernel.name()).collect();
+            let message = format!("provider `{}` has no kernel `{name}`; it has {}", self.name, names.join(", "));
+            WorkerError::new(ErrorKind::Unsupported, message)
+        })
+    }
+}
+
+impl Provider for CpuProvider {
+    fn hello(&self) -> Hello {
+        let mut hasher = blake3::Hasher::new();
+        TIMING_SOURCES.iter().for_each(|source| {
+            hasher.update(source.as_bytes());
+        });
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            provider: self.name.to_owned(),
+            device: "cpu".to_owned(),
+            versions: BTreeMap::from([("attnbench".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+            timing_hash: hasher.finalize().to_hex()[..16].to_owned(),
+            golden_hash: input::golden_hash(),
+        }
+    }
+
+    fn kernels(&self) -> Vec<KernelInfo> {
+        let info = |kernel: &&dyn Kernel| KernelInfo {
+            name: kernel.name().to_owned(),
+            summary: kernel.summary().to_owned(),
+        };
+        self.kernels.iter().map(info).collect()
+    }
+
+    fn supports(&self, case: &CaseRequest) -> Result<(), WorkerError> {
+        case.problem.validate().map_err(|error| WorkerError::invalid(error.to_string()))?;
+        Ok(self.kernel(&case.kernel)?.supports(&case.problem)?)
+    }
+
+    fn prepare(&mut self, prepare: &Prepare) -> Result<(Box<dyn PreparedCase>, Prepared), WorkerError> {
+        self.supports(&prepare.case)?;
+        let kernel = self.kernel(&prepare.case.kernel)?;
+        let (case, prepared) = CpuCase::new(kernel, prepare)?;
+        Ok((Box::new(case), prepared))
+    }
+
+    fn control(&mut self, control: &Control) -> Result<ControlSamples, WorkerError> {
+        ceiling::measure(control).map_err(WorkerError::invalid)
+    }
+}
+
+/// One of the input buffers that calls rotate over.
+struct Slot {
+    set: Option<u64>,
+    inputs: TensorSet,
+    checksum: u64,
+}
+
+struct CpuCase {
+    problem: AttentionProblem,
+    spec: InputSpec,
+    pool: rayon::ThreadPool,
+    plan: Box<dyn Plan>,
+    /// Computes O and LSE, which backward reads; its cost is never timed.
+    forward: Option<(AttentionProblem, Box<dyn Plan>)>,
+    slots: Vec<Slot>,
+    outputs: TensorSet,
+    poisoned: TensorSet,
+    flusher: Option<CacheFlusher>,
+    /// Live bytes of tensors before planning, and the highest mark seen in planning and in calls.
+    base_bytes: Option<usize>,
+    peak_bytes: Option<usize>,
+}
+
+impl CpuCase {
+    fn new(kernel: &dyn Kernel, prepare: &Prepare) -> Result<(CpuCase, Prepared), WorkerError> {
+        let problem = prepare.case.problem.clone();
+        let threads = prepare.case.threads.max(1);
+        let pool = thread_pool(threads).map_err(|message| WorkerError::new(ErrorKind::Internal, message))?;
+        let slot_count = prepare.slots.clamp(1, 16);
+        let tensor_bytes = input::tensor_bytes(&problem);
+        // Foreseen, not met: touching more than there is would end in a kill by the system.
+        let needed_bytes = tensor_bytes.saturating_mul(slot_count + 1);
+        if needed_bytes > prepare.available_bytes {
+            let message = format!(
+                "needs {needed_bytes} bytes for inputs and outputs, {} are available",
+                prepare.available_bytes
+            );
+            return Err(WorkerError::new(ErrorKind::OutOfMemory, message));
+        }
+        memory::reset_rss_peak();
+        let start = Instant::now();
+        let spec = prepare.inputs.clone();
+        let statics = pool.install(|| Generator::new(&problem, &spec, 0).static_inputs());
+        let forward = match problem.phase {
+            Phase::Backward => Some(plan_forward(&problem, &pool, threads, prepare.available_bytes)?),
+            _ => None,
+        };
+        let mut slots = Vec::new();
+        for _ in 0..slot_count {
+            let mut inputs = TensorSet::new();
+            let computed = if forward.is_some() { &[TensorName::O, TensorName::Lse][..] } else { &[] };
+            for name in input::input_names(&problem).into_iter().chain(computed.iter().copied()) {
+                let (element, dims) = input::tensor_shape(&problem, name);
+                inputs.insert(name, statics.find(name).cloned().unwrap_or_else(|| Tensor::zeros(element, &dims)));
+            }
+            slots.push(Slot { set: None, inputs, checksum: 0 });
+        }
+        let (outputs, poisoned) = (input::outputs(&problem), input::outputs(&problem));
+        let inputs_ns = elapsed_ns(start);
+
+        let base_bytes = current_bytes();
+        let start = Instant::now();
+        let context = PlanContext {
+            problem: &problem,
+            static_tensors: &statics,
+            threads,
+            available_bytes: prepare.available_bytes - needed_bytes,
+        };
+        let (plan, peak_bytes) = peak_during(|| pool.install(|| kernel.plan(&context)));
+        let plan = plan?;
+        let prepared = Prepared { plan_ns: elapsed_ns(start), compile_ns: None, inputs_ns, tensor_bytes };
+        let mut case = CpuCase {
+            problem,
+            spec,
+            pool,
+            plan,
+            forward,
+            slots,
+            outputs,
+            poisoned,
+            flusher: None,
+            base_bytes,
+            peak_bytes,
+        };
+        let start = Instant::now();
+        for set in 0..slot_count {
+            case.fill_slot(set);
+        }
+        Ok((case, Prepared { inputs_ns: prepared.inputs_ns + elapsed_ns(start), ..prepared }))
+    }
+
+    /// Makes sure that a set's values are in its slot; they overwrite the slot's earlier set in place.
+    fn fill_slot(&mut self, set: u64) -> usize {
+        let index = (set % self.slots.len() as u64) as usize;
+        if self.slots[index].set == Some(set) {
+            return index;
+        }
+        let CpuCase { problem, spec, pool, forward, slots, .. } = self;
+        let inputs = &mut slots[index].inputs;
+        pool.install(|| {
+            Generator::new(problem, spec, set).overwrite(inputs, false);
+            if let Some((_, forward)) = forward {
+                let mut computed = TensorSet::new();
+                for name in [TensorName::O, TensorName::Lse] {
+                    computed.insert(name, inputs.remove(name).expect("made with the slot"));
+                }
+                forward.run(inputs, &mut computed);
+                for name in [TensorName::O, TensorName::Lse] {
+                    inputs.insert(name, computed.remove(name).expect("just put there"));
+                }
+            }
+        });
+        slots[index].set = Some(set);
+        slots[index].checksum = checksum(&self.pool, &self.slots[index].inputs);
+        index
+    }
+
+    /// Whether something still computes, or still changes the outputs, after a call has returned.
+    fn works_late(&self, checksum_at_return: u64) -> bool {
+        std::thread::sleep(SETTLE_TIME);
+        let cpu_before = process_cpu_time();
+        let start = Instant::now();
+        std::thread::sleep(WATCH_TIME);
+        let busy = process_cpu_time().saturating_sub(cpu_before);
+        let is_busy = busy * 2 > start.elapsed();
+        is_busy || checksum(&self.pool, &self.poisoned) != checksum_at_return
+    }
+}
+
+/// The forward of a backward problem, whose O and LSE are backward's inputs.
+fn plan_forward(
+    problem: &AttentionProblem,
+    pool: &rayon::ThreadPool,
+    threads: usize,
+    available_bytes: u64,
+) -> Result<(AttentionProblem, Box<dyn Plan>), WorkerError> {
+    let forward = AttentionProblem { phase: Phase::Prefill, ..problem.clone() };
+    let kernel = ["flash", "naive"]
+        .into_iter()
+        .filter_map(cpu::find)
+        .find(|kernel| kernel.supports(&forward).is_ok())
+        .ok_or_else(|| {
+            WorkerError::new(ErrorKind::Unsupported, "no kernel computes the forward pass that backward starts from")
+        })?;
+    let context = PlanContext { problem: &forward, static_tensors: &TensorSet::new(), threads, available_bytes };
+    let plan = pool.install(|| kernel.plan(&context))?;
+    Ok((forward, plan))
+}
+
+impl PreparedCase for CpuCase {
+    fn measure(&mut self, measure: &Measure) -> Result<Measured, WorkerError> {
+        if let Some(call) = measure.poison_call
+            && call as usize >= measure.set_order.len()
+        {
+            return Err(WorkerError::invalid(format!(
+                "poison_call {call} is not one of {} calls",
+                measure.set_order.len()
+            )));
+        }
+        let batch_start = Instant::now();
+        let mut measured = Measured::default();
+        let mut touched = vec![false; self.slots.len()];
+        for (call, &set) in measure.set_order.iter().take(measure.max_samples as usize).enumerate() {
+            let is_owed = measure.poison_call.is_some_and(|poison| call <= poison as usize);
+            if call > 0 && !is_owed && elapsed_ns(batch_start) > measure.max_ns {
+                break;
+            }
+            let start = Instant::now();
+            let slot = self.fill_slot(set);
+            measured.inputs_ns += elapsed_ns(start);
+            touched[slot] = true;
+
+            let is_poisoned = measure.poison_call == Some(call as u32);
+            if is_poisoned {
+                self.poisoned.iter_mut().for_each(|(_, tensor)| tensor.poison());
+            }
+            let CpuCase { pool, plan, slots, outputs, poisoned, flusher, .. } = self;
+            let inputs = &slots[slot].inputs;
+            let outputs = if is_poisoned { poisoned } else { outputs };
+            if measure.mode == Mode::Cold {
+                let start = Instant::now();
+                let flusher =
+                    flusher.get_or_insert_with(|| CacheFlusher::new(cache_sizes(), pool.current_num_threads()));
+                pool.install(|| flusher.flush(&[inputs, outputs]));
+                measured.flush_ns += elapsed_ns(start);
+            }
+            let (elapsed, peak) = peak_during(|| {
+                pool.install(|| {
+                    let start = Instant::now();
+                    plan.run(inputs, outputs);
+                    start.elapsed()
+                })
+            });
+            let nanoseconds = elapsed.as_nanos() as f64;
+            measured.samples.push(Sample {
+                device_ns: nanoseconds,
+                wall_ns: nanoseconds,
+                cycles: None,
+                clock_mhz: None,
+                set,
+                flags: Vec::new(),
+            });
+            if is_poisoned {
+                let checksum_at_return = checksum(&self.pool, &self.poisoned);
+                if self.works_late(checksum_at_return) {
+                    measured.flags.push("late_work".to_owned());
+                }
+            }
+            // The flusher's sweep and the watch above are ours, not the kernel's: only the call itself counts.
+            self.peak_bytes = self.peak_bytes.max(peak.map(|peak| peak - self.flusher_bytes()));
+        }
+        let start = Instant::now();
+        for slot in self.slots.iter().zip(touched).filter(|(_, touched)| *touched).map(|(slot, _)| slot) {
+            if checksum(&self.pool, &slot.inputs) != slot.checksum {
+                measured.flags.push("mutated_input".to_owned());
+            }
+        }
+        measured.inputs_ns += elapsed_ns(start);
+        Ok(measured)
+    }
+
+    fn outputs(&mut self, rows: &[SampledRows]) -> Result<Vec<u8>, WorkerError> {
+        let mut bytes = Vec::new();
+        for sampled in rows {
+            let tensor = self
+                .poisoned
+                .find(sampled.tensor)
+                .ok_or_else(|| WorkerError::invalid(format!("the case has no output {:?}", sampled.tensor)))?;
+            append_rows(&self.problem, sampled, tensor, &self.slots[0].inputs, &mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn memory(&mut self) -> Memory {
+        Memory {
+            tensor_bytes: input::tensor_bytes(&self.problem),
+            extra_peak_bytes: self.peak_bytes.zip(self.base_bytes).map(|(peak, base)| peak.saturating_sub(base) as u64),
+            rss_peak_bytes: memory::rss_peak_bytes(),
+        }
+    }
+}
+
+impl CpuCase {
+    fn flusher_bytes(&self) -> usize {
+        self.flusher.as_ref().map_or(0, CacheFlusher::bytes)
+    }
+}
+
+/// Copies the rows of one output tensor. States are addressed as (sequence, KV head, row of the state).
+fn append_rows(
+    problem: &AttentionProblem,
+    sampled: &SampledRows,
+    tensor: &Tensor,
+    inputs: &TensorSet,
+    bytes: &mut Vec<u8>,
+) -> Result<(), WorkerError> {
+    let (dk, dv) = (problem.head_dim_qk, problem.head_dim_v);
+    let rows = match sampled.tensor {
+        TensorName::O => Rows::of_queries(problem, dv),
+        TensorName::DQ => Rows::of_queries(problem, dk),
+        TensorName::DK => Rows::of_keys(problem, dk, inputs.find(TensorName::PageTable)),
+        TensorName::DV => Rows::of_keys(problem, dv, inputs.find(TensorName::PageTable)),
+        TensorName::StateOut => state_rows(problem, dk, dv),
+        TensorName::NormaliserOut => state_rows(problem, 1, dk),
+        other => return Err(WorkerError::invalid(format!("{other:?} is no output that has rows"))),
+    };
+    let element_bytes = tensor.element().bytes();
+    for &(sequence, head, token) in &sampled.rows {
+        let exists = rows.lengths.get(sequence).is_some_and(|&length| token < length) && head < rows.heads;
+        if !exists {
+            let message = format!("{:?} has no row (sequence {sequence}, head {head}, token {token})", sampled.tensor);
+            return Err(WorkerError::invalid(message));
+        }
+        let start = rows.offset(sequence, head, token) * element_bytes;
+        bytes.extend_from_slice(&tensor.bytes()[start..start + rows.dim * element_bytes]);
+    }
+    Ok(())
+}
+
+fn state_rows(problem: &AttentionProblem, rows: usize, dim: usize) -> Rows {
+    Rows::contiguous(
+        attn_kernels::problem::Layout::Bhsd,
+        &vec![rows; problem.batch],
+        problem.heads_kv,
+        dim,
+    )
+}
+
+fn checksum(pool: &rayon::ThreadPool, tensors: &TensorSet) -> u64 {
+    pool.install(|| tensors.iter().fold(0, |sum, (_, tensor)| input::hash64(sum, input::checksum(tensor))))
+}
+
+fn elapsed_ns(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// CPU time of all threads of this process.
+fn process_cpu_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
