@@ -189,7 +189,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         lse: args.lse_out.is_some(),
         present: args.present_key_out.is_some() || args.present_value_out.is_some(),
         threads,
-        available_bytes: cpu::available_bytes(),
+        available_bytes: cpu::memory::available_bytes(),
     };
     let evaluation = match eval::evaluate(kernel, &inputs, &options) {
         Ok(evaluation) => evaluation,

@@ -18,7 +18,7 @@ mod shapes;
 use std::time::Instant;
 
 use attn_kernels::kernel::{Kernel, KernelError, PlanContext};
-use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Lengths, Pattern, Phase};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 
 use crate::tensor_file::{Array, FileDtype};
