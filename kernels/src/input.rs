@@ -279,11 +279,7 @@ impl<'a> Generator<'a> {
             _ => self.problem.dtype,
         };
         self.exact_row(name, sequence, head, token, out);
-        match dtype {
-            Dtype::F32 => {}
-            Dtype::F16 => out.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-            Dtype::Bf16 => out.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
-        }
+        round_all(dtype, out);
     }
 
     /// The row before rounding: exact in f32.
@@ -343,39 +339,65 @@ impl<'a> Generator<'a> {
                 }
             }
             TensorName::PageTable => self.fill_page_table(tensor),
+            other => match tensor.element() {
+                ElementType::F32 => self.fill_values::<f32>(other, tensor),
+                ElementType::F16 => self.fill_values::<f16>(other, tensor),
+                ElementType::Bf16 => self.fill_values::<bf16>(other, tensor),
+                ElementType::Bool => {
+                    for (index, x) in tensor.as_mut_slice::<u8>().iter_mut().enumerate() {
+                        let mut value = [0.0];
+                        self.exact_values(other, index, &mut value);
+                        *x = value[0] as u8;
+                    }
+                }
+                element => unreachable!("{other:?} of {element:?}"),
+            },
+        }
+    }
+
+    /// Elements `first..first + out.len()` of a tensor without tokens (bias, E, F, state, normaliser, sinks), in the
+    /// order of its shape, as its element type holds them; a boolean mask gives 0 and 1.
+    pub fn values(&self, name: TensorName, first: usize, out: &mut [f32]) {
+        self.exact_values(name, first, out);
+        // Masks hold 0 and 1, which every dtype does; all other tensors without tokens are f32.
+        if name == TensorName::Bias {
+            round_all(self.problem.dtype, out);
+        }
+    }
+
+    /// The values before rounding: exact in f32.
+    fn exact_values(&self, name: TensorName, first: usize, out: &mut [f32]) {
+        let key = self.key(name);
+        match name {
             TensorName::ProjectionK | TensorName::ProjectionV => {
                 // Entries of about 1/sqrt(n), so that the projected keys are as large as keys: the power of two keeps
                 // the arithmetic exact.
-                let n = tensor.dims()[0].max(1) as u64;
+                let n = self.lengths_k.iter().copied().max().unwrap_or(0).max(1) as u64;
                 let scale = ELEMENT_SCALE * (0.5f32).powi(n.ilog2().div_ceil(2) as i32);
-                fill_normal(self.key(name), scale, tensor.as_mut_slice::<f32>());
+                normal_run(key, first as u64, scale, out);
             }
-            TensorName::StateIn | TensorName::Sinks => {
-                fill_normal(self.key(name), ELEMENT_SCALE, tensor.as_mut_slice::<f32>())
+            // Positive, as a sum of non-negative features is.
+            TensorName::NormaliserIn => out.iter_mut().enumerate().for_each(|(index, x)| {
+                *x = (field_sum(hash64(key, (first + index) as u64)) + 1) as f32 * ELEMENT_SCALE;
+            }),
+            // Three of four pairs are visible.
+            TensorName::Bias if self.problem.bias == Bias::Bool => out.iter_mut().enumerate().for_each(|(index, x)| {
+                *x = f32::from(u8::from(hash64(key, (first + index) as u64) % 4 != 0));
+            }),
+            TensorName::Bias | TensorName::StateIn | TensorName::Sinks => {
+                normal_run(key, first as u64, ELEMENT_SCALE, out);
             }
-            TensorName::NormaliserIn => {
-                // Positive, as a sum of non-negative features is.
-                let key = self.key(name);
-                for (index, x) in tensor.as_mut_slice::<f32>().iter_mut().enumerate() {
-                    *x = (field_sum(hash64(key, index as u64)) + 1) as f32 * ELEMENT_SCALE;
-                }
-            }
-            TensorName::Bias => {
-                let key = self.key(name);
-                match tensor.element() {
-                    // Three of four pairs are visible.
-                    ElementType::Bool => {
-                        for (index, x) in tensor.as_mut_slice::<u8>().iter_mut().enumerate() {
-                            *x = u8::from(hash64(key, index as u64) % 4 != 0);
-                        }
-                    }
-                    ElementType::F16 => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<f16>()),
-                    ElementType::Bf16 => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<bf16>()),
-                    _ => fill_normal(key, ELEMENT_SCALE, tensor.as_mut_slice::<f32>()),
-                }
-            }
-            other => unreachable!("{other:?} is computed, not generated"),
+            other => unreachable!("{other:?} is computed or has tokens"),
         }
+    }
+
+    fn fill_values<T: Float>(&self, name: TensorName, tensor: &mut Tensor) {
+        tensor.as_mut_slice::<T>().par_chunks_mut(4096).enumerate().for_each(|(chunk, out)| {
+            let mut exact = [0f32; 4096];
+            let exact = &mut exact[..out.len()];
+            self.exact_values(name, chunk * 4096, exact);
+            out.iter_mut().zip(exact.iter()).for_each(|(out, &x)| *out = T::from_f32(x));
+        });
     }
 
     fn fill_rows<T: Float>(&self, name: TensorName, rows: &Rows, tensor: &mut Tensor) {
@@ -481,13 +503,12 @@ fn normal_run(key: u64, first: u64, scale: f32, out: &mut [f32]) {
     }
 }
 
-fn fill_normal<T: Float>(key: u64, scale: f32, out: &mut [T]) {
-    out.par_chunks_mut(4096).enumerate().for_each(|(chunk, out)| {
-        let mut exact = [0f32; 4096];
-        let exact = &mut exact[..out.len()];
-        normal_run(key, chunk as u64 * 4096, scale, exact);
-        out.iter_mut().zip(exact.iter()).for_each(|(out, &x)| *out = T::from_f32(x));
-    });
+fn round_all(dtype: Dtype, values: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {}
+        Dtype::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        Dtype::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+    }
 }
 
 /// A slice that several threads write at places that do not overlap.

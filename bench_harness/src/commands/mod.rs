@@ -1,6 +1,9 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod eval;
+pub mod run;
+pub mod terminal;
+pub mod worker;
 
 use std::process::ExitCode;
 
@@ -40,6 +43,9 @@ impl From<Exit> for ExitCode {
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     Eval(eval::Args),
+    Run(run::Args),
+    #[command(hide = true)]
+    Worker(worker::Args),
 }
 
 impl Command {
@@ -47,6 +53,8 @@ impl Command {
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
             Command::Eval(args) => eval::run(args),
+            Command::Run(args) => run::run(args),
+            Command::Worker(args) => worker::run(args),
         }
     }
 }

@@ -1,3 +1,4 @@
 //! What is measured on: timing, cache flush, memory, telemetry.
 
 pub mod cpu;
+pub mod cpu_info;

@@ -1,1 +1,5 @@
 //! The gate: pass, fail or undecided.
+
+pub mod outcome;
+pub mod plan;
+pub mod policy;

@@ -5,6 +5,9 @@
 
 pub mod environment;
 pub mod file;
+#[cfg(test)]
+pub(crate) mod sample;
+pub mod schema;
 
 use std::collections::BTreeMap;
 

@@ -1,1 +1,4 @@
 //! How results are shown, one file a format.
+
+pub mod json;
+pub mod units;

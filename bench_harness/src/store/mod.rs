@@ -1,1 +1,4 @@
-//! Where records and baselines are kept.
+//! Where baselines are kept, and who measures on a device right now.
+
+pub mod baseline;
+pub mod device_lock;

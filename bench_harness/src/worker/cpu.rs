@@ -8,7 +8,7 @@ use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::kernel::{Kernel, Plan, PlanContext};
 use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::reference::SampledRows;
-use attn_kernels::tensor::{Rows, Tensor, TensorName, TensorSet};
+use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 
 use super::protocol::{
     CaseRequest, Control, ControlSamples, ErrorKind, Hello, KernelInfo, Measure, Measured, Memory, PROTOCOL_VERSION,
@@ -318,11 +318,8 @@ impl PreparedCase for CpuCase {
     fn outputs(&mut self, rows: &[SampledRows]) -> Result<Vec<u8>, WorkerError> {
         let mut bytes = Vec::new();
         for sampled in rows {
-            let tensor = self
-                .poisoned
-                .find(sampled.tensor)
-                .ok_or_else(|| WorkerError::invalid(format!("the case has no output {:?}", sampled.tensor)))?;
-            append_rows(&self.problem, sampled, tensor, &self.slots[0].inputs, &mut bytes)?;
+            let gathered = sampled.gather(&self.problem, &self.poisoned);
+            bytes.extend(gathered.map_err(|error| WorkerError::invalid(error.to_string()))?);
         }
         Ok(bytes)
     }
@@ -340,46 +337,6 @@ impl CpuCase {
     fn flusher_bytes(&self) -> usize {
         self.flusher.as_ref().map_or(0, CacheFlusher::bytes)
     }
-}
-
-/// Copies the rows of one output tensor. States are addressed as (sequence, KV head, row of the state).
-fn append_rows(
-    problem: &AttentionProblem,
-    sampled: &SampledRows,
-    tensor: &Tensor,
-    inputs: &TensorSet,
-    bytes: &mut Vec<u8>,
-) -> Result<(), WorkerError> {
-    let (dk, dv) = (problem.head_dim_qk, problem.head_dim_v);
-    let rows = match sampled.tensor {
-        TensorName::O => Rows::of_queries(problem, dv),
-        TensorName::DQ => Rows::of_queries(problem, dk),
-        TensorName::DK => Rows::of_keys(problem, dk, inputs.find(TensorName::PageTable)),
-        TensorName::DV => Rows::of_keys(problem, dv, inputs.find(TensorName::PageTable)),
-        TensorName::StateOut => state_rows(problem, dk, dv),
-        TensorName::NormaliserOut => state_rows(problem, 1, dk),
-        other => return Err(WorkerError::invalid(format!("{other:?} is no output that has rows"))),
-    };
-    let element_bytes = tensor.element().bytes();
-    for &(sequence, head, token) in &sampled.rows {
-        let exists = rows.lengths.get(sequence).is_some_and(|&length| token < length) && head < rows.heads;
-        if !exists {
-            let message = format!("{:?} has no row (sequence {sequence}, head {head}, token {token})", sampled.tensor);
-            return Err(WorkerError::invalid(message));
-        }
-        let start = rows.offset(sequence, head, token) * element_bytes;
-        bytes.extend_from_slice(&tensor.bytes()[start..start + rows.dim * element_bytes]);
-    }
-    Ok(())
-}
-
-fn state_rows(problem: &AttentionProblem, rows: usize, dim: usize) -> Rows {
-    Rows::contiguous(
-        attn_kernels::problem::Layout::Bhsd,
-        &vec![rows; problem.batch],
-        problem.heads_kv,
-        dim,
-    )
 }
 
 fn checksum(pool: &rayon::ThreadPool, tensors: &TensorSet) -> u64 {

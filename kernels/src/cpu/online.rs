@@ -250,17 +250,18 @@ impl Task for Scale<'_> {
 }
 
 /// What a finished row becomes: the factor of its weighted values, and its LSE. A row that saw no key gives zeros and -inf.
-/// A sink takes part in the denominator only.
+/// A sink takes part in the denominator only, not in the LSE.
 pub(crate) fn finish(max: f32, sum: f32, sink: Option<f32>) -> (f32, f32) {
     if sum == 0.0 {
         return (0.0, f32::NEG_INFINITY);
     }
+    let lse = max + sum.ln();
     match sink {
-        None => (1.0 / sum, max + sum.ln()),
+        None => (1.0 / sum, lse),
         Some(sink) => {
             let top = max.max(sink);
-            let (weight, total) = ((max - top).exp(), sum * (max - top).exp() + (sink - top).exp());
-            (weight / total, top + total.ln())
+            let weight = (max - top).exp();
+            (weight / (sum * weight + (sink - top).exp()), lse)
         }
     }
 }

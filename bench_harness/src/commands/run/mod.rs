@@ -1,0 +1,290 @@
+//! `attnbench run`: measure a suite and write a record.
+
+mod interrupt;
+mod progress;
+mod workers;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::Exit;
+use super::terminal;
+use crate::case::Mode;
+use crate::device::cpu::usable_cores;
+use crate::measure::builder::RecordBuilder;
+use crate::measure::journal::{Header, Journal};
+use crate::measure::run::{RunContext, run as measure};
+use crate::record::environment::{fingerprint, provenance};
+use crate::record::{Disposition, Record, RunInfo, TimeSpent, file};
+use crate::report;
+use crate::store::device_lock::DeviceLock;
+use crate::suite::filter::CaseGlob;
+use crate::suite::{self, Suite};
+use crate::vcs;
+
+/// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// Suite file, or the name of one in `suites/`
+    suite: PathBuf,
+
+    /// Where the record goes [default: results/SUITE-TIME.json]
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Measure only cases whose id matches one of these globs (`*` crosses slashes)
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<CaseGlob>,
+
+    /// Leave out cases whose id matches one of these globs
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<CaseGlob>,
+
+    /// Rounds: fresh worker processes, each of which measures every case once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+
+    /// Empty caches before each sample, or run calls back to back
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+
+    /// CPU threads of every case
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+
+    /// Seed of inputs and of the order of cases
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Allow this provider; a foreign one is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
+    #[arg(long, value_name = "NAME[=COMMAND]")]
+    provider: Vec<String>,
+
+    /// Go on with a run that was stopped or killed, from its journal
+    #[arg(long, value_name = "JOURNAL")]
+    resume: Option<PathBuf>,
+
+    /// List what would be measured, with its work and memory, and stop
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print the record as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  attnbench run suites/quickstart.toml
+  attnbench run ci --rounds 10 --out base.json
+  attnbench run prefill --include '*/flash/*' --mode hot --threads 1
+  attnbench run ci --dry-run
+  attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
+
+/// Measures, saves and prints.
+pub fn run(args: Args) -> anyhow::Result<Exit> {
+    let suite = planned_suite(&args)?;
+    if args.dry_run {
+        return super::suites::print_plan(&suite, args.json);
+    }
+    let (record, path) = measure_suite(&suite, &args)?;
+    if args.json {
+        println!("{}", report::json::reviewable(&record)?);
+    } else {
+        print!("{}", report::table::record(&record, terminal::width()));
+        eprintln!("\nrecord: {}", path.display());
+    }
+    Ok(exit_of(&record))
+}
+
+/// Failures are told apart from a clean run; the gate does the rest.
+fn exit_of(record: &Record) -> Exit {
+    let failed = record.cases.iter().any(|case| case.disposition.is_failure());
+    if failed || !record.run.complete { Exit::Failed } else { Exit::Pass }
+}
+
+fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
+    let mut suite = suite::load(&suite::locate(&args.suite)?)?;
+    let cores = usable_cores();
+    if let Some(seed) = args.seed {
+        suite.seed = seed;
+    }
+    let planned = suite.cases.len();
+    suite.cases.retain(|case| {
+        let id = case.case.id();
+        let included = args.include.is_empty() || args.include.iter().any(|glob| glob.matches(&id));
+        included && !args.exclude.iter().any(|glob| glob.matches(&id))
+    });
+    if suite.cases.is_empty() {
+        bail!(
+            "selecting cases of suite `{}`: --include and --exclude leave none of its {planned} cases; \
+             `attnbench suites {}` lists their ids",
+            suite.name,
+            suite.name
+        );
+    }
+    for case in &mut suite.cases {
+        if let Some(rounds) = args.rounds {
+            case.settings.rounds = rounds;
+        }
+        if let Some(mode) = args.mode {
+            case.settings.mode = mode;
+        }
+        if let Some(threads) = args.threads
+            && case.threads > 0
+        {
+            case.threads = threads as usize;
+        }
+        if case.threads > cores {
+            eprintln!("warning: {} threads are asked for, this machine has {cores} cores", case.threads);
+        }
+    }
+    // Overrides can make cases alike.
+    let mut seen = std::collections::BTreeSet::new();
+    suite.cases.retain(|case| seen.insert(case.key()));
+    Ok(suite)
+}
+
+/// Measures a checked suite and returns its record and where it was saved.
+fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)> {
+    let started = jiff::Timestamp::now();
+    let mut header = Header::new(
+        run_id(started),
+        format!("{started:.0}"),
+        suite.name.clone(),
+        plan_hash(suite),
+    );
+    let path = match (&args.out, &args.resume) {
+        (Some(out), _) => out.clone(),
+        (None, Some(journal)) => journal.with_extension(""),
+        (None, None) => default_path(suite, started),
+    };
+    let mut builder = RecordBuilder::new(suite);
+    let mut journal = match &args.resume {
+        None => Journal::create(&journal_path(&path), header.clone())
+            .with_context(|| format!("starting a run of suite `{}`", suite.name))?,
+        Some(resumed) => {
+            let (journal, found, entries) = Journal::resume(resumed, &header.plan_hash)?;
+            entries.iter().for_each(|entry| builder.add(entry));
+            header = found;
+            journal
+        }
+    };
+
+    let lock = DeviceLock::acquire("cpu");
+    let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
+    let stop = interrupt::stop_flag()?;
+    let context = RunContext {
+        workers: &workers::commands(&args.provider)?,
+        control_worker: &workers::built_in("cpu")?,
+        scratch: scratch.path(),
+        stop: stop.clone(),
+    };
+    let mut observer = progress::observer(suite, args.json);
+    let mut is_shared = warn_if_shared(&lock);
+    let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
+    let outcome = measure(suite, &context, &mut builder, &mut journal, observer.as_mut());
+    let wall_ns = u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let between_entries_ns = wall_ns.saturating_sub(builder.entry_time_ns() - earlier_ns);
+    builder.add_time(&TimeSpent { total_ns: between_entries_ns, ..TimeSpent::default() });
+    is_shared |= lock.was_shared();
+    drop(observer);
+
+    let info = RunInfo {
+        id: header.run_id,
+        started_at: header.started_at,
+        finished_at: format!("{:.0}", jiff::Timestamp::now()),
+        command: std::env::args().collect(),
+        attnbench_version: env!("CARGO_PKG_VERSION").to_owned(),
+        suite: suite.name.clone(),
+        suite_hash: suite.hash.clone(),
+        seed: suite.seed,
+        rounds_planned: suite.cases.iter().map(|case| case.settings.rounds).max().unwrap_or(0),
+        rounds_done: 0,
+        complete: false,
+        device_shared: is_shared,
+        time: TimeSpent::default(),
+    };
+    let git = vcs::state(Path::new("."));
+    let record = builder.finish(info, fingerprint(), provenance(), git);
+    let saved = save(&path, &record, journal)?;
+    // The record is safe: only now may the journal's own failure end the command.
+    outcome?;
+    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+        eprintln!(
+            "interrupted: what was measured is saved; go on with --resume {}",
+            journal_path(&path).display()
+        );
+    }
+    Ok((record, saved))
+}
+
+/// Saves the record; the journal goes only when the record is whole and where it was asked for.
+fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<PathBuf> {
+    match file::save_or_rescue(path, record)? {
+        file::Saved::AsAsked => {
+            if record.run.complete {
+                journal.remove()?;
+            }
+            Ok(path.to_owned())
+        }
+        file::Saved::Rescued { path, cause } => {
+            eprintln!("error: {cause}\nthe record was saved to {} instead", path.display());
+            Ok(path)
+        }
+    }
+}
+
+fn warn_if_shared(lock: &DeviceLock) -> bool {
+    let pids = lock.others();
+    if pids.is_empty() {
+        return false;
+    }
+    let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    eprintln!(
+        "warning: the device is shared: another attnbench (process {list}) is measuring on it now; both runs go on, their \
+         times disturb each other, and the record says so"
+    );
+    true
+}
+
+fn run_id(started: jiff::Timestamp) -> String {
+    format!("{}-{:08x}", compact(started), std::process::id() ^ (started.subsec_nanosecond() as u32))
+}
+
+fn compact(time: jiff::Timestamp) -> String {
+    time.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+fn default_path(suite: &Suite, started: jiff::Timestamp) -> PathBuf {
+    PathBuf::from(format!("results/{}-{}.json", suite.name, run_id(started)))
+}
+
+fn journal_path(record: &Path) -> PathBuf {
+    let mut name = record.as_os_str().to_owned();
+    name.push(".journal");
+    PathBuf::from(name)
+}
+
+/// What must be equal for a journal to be resumed.
+fn plan_hash(suite: &Suite) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(suite.hash.as_bytes());
+    hasher.update(&suite.seed.to_le_bytes());
+    for case in &suite.cases {
+        hasher.update(case.key().to_string().as_bytes());
+        hasher.update(&serde_json::to_vec(&case.settings).expect("settings serialise"));
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// Cases by disposition, for a summary line.
+pub fn tally(record: &Record) -> Vec<(Disposition, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    for case in &record.cases {
+        *counts.entry(case.disposition).or_insert(0) += 1;
+    }
+    counts.into_iter().collect()
+}

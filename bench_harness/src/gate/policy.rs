@@ -1,0 +1,218 @@
+//! Every constant of a decision, in one place.
+//!
+//! Comparisons, the gate, its simulator and the documentation read them from here; a project changes them in
+//! `ci/gate.toml`, which names only what differs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a comparison decides. Effects are relative: 0.02 is 2 %.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Seed of every random choice of the decision.
+    pub seed: u64,
+    /// A change smaller than this is no regression, however significant.
+    pub floor: f64,
+    /// Nor is one below so many standard errors of the difference between two builds of one commit.
+    pub floor_standard_errors: f64,
+    /// A case whose slowdown is below this with 95 % confidence is `unchanged`.
+    pub margin: f64,
+    /// Share of the cases called regressed that may be wrong (Benjamini-Hochberg).
+    pub false_discovery_rate: f64,
+
+    /// A/B: pairs that every case gets first.
+    pub screen_pairs: usize,
+    /// A/B: one-sided p at which a case goes on to confirmation.
+    pub screen_p: f64,
+    /// A/B: new pairs, in fresh processes, for the cases that go on.
+    pub confirm_pairs: usize,
+    /// A/B: pairs of each further try to show that a case is unchanged.
+    pub extra_pairs: usize,
+    /// A/B: pairs of a case at most.
+    pub max_pairs: usize,
+
+    /// Stored baselines: sessions on either side from which sessions are tested against sessions.
+    pub min_sessions: usize,
+    /// Stored baselines: an effect beyond this is judged with fewer sessions too.
+    pub gross_threshold: f64,
+    /// Stored baselines: standard errors that such an effect must stand clear of `margin`.
+    pub gross_standard_errors: f64,
+    /// Stored baselines: rounds of a session at least.
+    pub min_rounds: usize,
+    /// Stored baselines: where the controls of two sides differ by more, the machine was another one in effect.
+    pub max_drift: f64,
+
+    /// Extra memory may grow by this share,
+    pub memory_share: f64,
+    /// or by so many bytes, whichever is more.
+    pub memory_slack_bytes: u64,
+    /// The relative L2 error may grow by this factor,
+    pub accuracy_ratio: f64,
+    /// or by this share of the tolerance, whichever is more.
+    pub accuracy_rise: f64,
+
+    /// A gate that decides a smaller share of its cases is undecided.
+    pub min_decided: f64,
+    /// A gate whose median smallest detectable effect is larger is undecided.
+    pub max_mde: f64,
+    /// Power at which the smallest detectable effect is stated.
+    pub power: f64,
+    /// Comparisons that are simulated for each effect size when the smallest detectable one is sought.
+    pub simulations: usize,
+    /// Cases of the base that head no longer has are no regression.
+    pub accept_removed: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            seed: 0,
+            floor: 0.01,
+            floor_standard_errors: 2.33,
+            margin: 0.02,
+            false_discovery_rate: 0.02,
+            screen_pairs: 8,
+            screen_p: 0.10,
+            confirm_pairs: 16,
+            extra_pairs: 8,
+            max_pairs: 48,
+            min_sessions: 5,
+            gross_threshold: 0.08,
+            gross_standard_errors: 4.0,
+            min_rounds: 3,
+            max_drift: 0.10,
+            memory_share: 0.01,
+            memory_slack_bytes: 64 << 10,
+            accuracy_ratio: 1.5,
+            accuracy_rise: 0.05,
+            min_decided: 0.90,
+            max_mde: 0.05,
+            power: 0.80,
+            simulations: 200,
+            accept_removed: false,
+        }
+    }
+}
+
+/// Why a policy cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// No policy at all.
+    #[error("reading gate policy `{file}`: {reason}")]
+    Syntax {
+        /// The file, as it was named.
+        file: String,
+        /// Line, field and what is wrong.
+        reason: String,
+    },
+    /// A number that makes no sense.
+    #[error("checking gate policy: `{field}` is {value}, but must be {expected}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+}
+
+impl Policy {
+    /// Reads the constants that differ from the defaults; `file` is named in errors.
+    ///
+    /// # Errors
+    /// Text that is no TOML, fields that do not exist, numbers out of range.
+    pub fn from_toml(text: &str, file: &str) -> Result<Policy, PolicyError> {
+        let policy: Policy = toml::from_str(text)
+            .map_err(|error| PolicyError::Syntax { file: file.to_owned(), reason: error.to_string() })?;
+        policy.check()?;
+        Ok(policy)
+    }
+
+    /// Whether every constant makes sense.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        let effects = [
+            ("floor", self.floor),
+            ("margin", self.margin),
+            ("gross_threshold", self.gross_threshold),
+            ("max_drift", self.max_drift),
+            ("memory_share", self.memory_share),
+            ("accuracy_rise", self.accuracy_rise),
+            ("max_mde", self.max_mde),
+            ("floor_standard_errors", self.floor_standard_errors),
+            ("gross_standard_errors", self.gross_standard_errors),
+        ];
+        let shares = [
+            ("false_discovery_rate", self.false_discovery_rate),
+            ("screen_p", self.screen_p),
+            ("power", self.power),
+        ];
+        let counts = [
+            ("screen_pairs", self.screen_pairs),
+            ("confirm_pairs", self.confirm_pairs),
+            ("extra_pairs", self.extra_pairs),
+            ("max_pairs", self.max_pairs),
+            ("min_sessions", self.min_sessions),
+            ("simulations", self.simulations),
+        ];
+        let bad = |field, value: String, expected| Err(PolicyError::OutOfRange { field, value, expected });
+        for (field, value) in effects {
+            if !(0.0..=1000.0).contains(&value) {
+                return bad(field, value.to_string(), "between 0 and 1000");
+            }
+        }
+        for (field, value) in shares {
+            if !(value > 0.0 && value < 1.0) {
+                return bad(field, value.to_string(), "above 0 and below 1");
+            }
+        }
+        for (field, value) in counts {
+            if !(1..=10_000).contains(&value) {
+                return bad(field, value.to_string(), "between 1 and 10000");
+            }
+        }
+        if !(2..=10_000).contains(&self.min_rounds) {
+            return bad("min_rounds", self.min_rounds.to_string(), "between 2 and 10000");
+        }
+        if !(0.0..=1.0).contains(&self.min_decided) {
+            return bad("min_decided", self.min_decided.to_string(), "between 0 and 1");
+        }
+        if !(1.0..=1000.0).contains(&self.accuracy_ratio) {
+            return bad("accuracy_ratio", self.accuracy_ratio.to_string(), "between 1 and 1000");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_named() {
+        let policy = Policy::from_toml("floor = 0.03\nmin_sessions = 7\n", "gate.toml").unwrap();
+        assert_eq!(policy, Policy { floor: 0.03, min_sessions: 7, ..Policy::default() });
+        assert_eq!(Policy::from_toml("", "gate.toml").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("flor = 0.03", "flor"),
+            ("floor = \"a\"", "floor"),
+            ("floor = -1.0", "`floor` is -1"),
+            ("floor = nan", "`floor` is NaN"),
+            ("power = 1.0", "`power` is 1"),
+            ("screen_pairs = 0", "`screen_pairs` is 0"),
+            ("min_rounds = 1", "`min_rounds` is 1"),
+            ("=", "gate.toml"),
+        ] {
+            let error = Policy::from_toml(text, "gate.toml").unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

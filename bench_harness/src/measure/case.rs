@@ -1,0 +1,315 @@
+//! One case in one round: prepare, verify, sample in batches, verify again, report memory, release.
+//!
+//! Input sets 0 and 1 serve the first half of the samples; later batches use sets 2 and 3, which overwrite the same
+//! buffers in place, so that whatever a kernel kept from an earlier call has gone stale. One call before timing and one
+//! timed call chosen at random write into poisoned outputs, and both are compared with the oracle.
+
+use std::time::{Duration, Instant};
+
+use attn_kernels::input::hash64;
+use rand::Rng;
+use rand_pcg::Pcg64;
+
+use super::verify::Verifier;
+use crate::device::cpu::memory::available_bytes;
+use crate::record::{CaseRound, Disposition, MemoryReport, TimeSpent, Verification};
+use crate::stats::stopping;
+use crate::suite::PlannedCase;
+use crate::worker::client::{Failure, Worker};
+use crate::worker::protocol::{
+    CaseRequest, Done, ErrorKind, Measure, Measured, Prepare, Prepared, Request, Sample,
+};
+
+/// Input buffers that calls rotate over, where memory allows.
+const SLOTS: u64 = 2;
+/// The share of the available memory that a second input buffer may take.
+const SECOND_SLOT_SHARE: u64 = 4;
+/// Sampling goes on past the budget to reach the minimum, up to this many budgets.
+const BUDGET_OVERRUN: u64 = 4;
+/// Batches that the budget is cut into, so that the stopping rule is asked now and then.
+const BATCHES_A_BUDGET: f64 = 5.0;
+
+/// What a round saw of a case, and what it cost.
+pub struct CaseOutcome {
+    /// What was seen.
+    pub round: CaseRound,
+    /// Where the time went (`total_ns` is the whole case).
+    pub time: TimeSpent,
+    /// Whether the worker can go on.
+    pub worker_survives: bool,
+}
+
+/// Measures a case. Only an interrupt is an error: everything else is a disposition.
+pub fn measure_case(
+    worker: &mut Worker,
+    planned: &PlannedCase,
+    (round, order): (u32, u32),
+    verifier: &mut Verifier,
+    rng: &mut Pcg64,
+) -> Result<CaseOutcome, Failure> {
+    let start = Instant::now();
+    let mut attempt = Attempt::new(worker, planned, verifier, rng);
+    let result = attempt.run();
+    let Attempt { mut seen, mut time, .. } = attempt;
+    (seen.round, seen.order) = (round, order);
+    let worker_survives = match result {
+        Ok(()) => true,
+        Err(Stop::Judged(disposition, reason)) => {
+            settle(&mut seen, disposition, reason);
+            true
+        }
+        Err(Stop::Failed(Failure::Interrupted)) => return Err(Failure::Interrupted),
+        Err(Stop::Failed(failure)) => {
+            settle(&mut seen, disposition_of(&failure), failure.to_string());
+            failure.worker_survives()
+        }
+    };
+    if worker_survives {
+        // A worker that cannot even release is replaced, and the case keeps what it came to.
+        let released = worker.ask::<Done>(Request::Release, timeout(planned));
+        if matches!(released, Err(Failure::Interrupted)) {
+            return Err(Failure::Interrupted);
+        }
+        time.total_ns = elapsed_ns(start);
+        return Ok(CaseOutcome { round: seen, time, worker_survives: released.is_ok() });
+    }
+    time.total_ns = elapsed_ns(start);
+    Ok(CaseOutcome { round: seen, time, worker_survives })
+}
+
+/// The disposition that a failed request means.
+pub fn disposition_of(failure: &Failure) -> Disposition {
+    match failure {
+        Failure::Refused(error) => match error.kind {
+            ErrorKind::Unsupported => Disposition::Unsupported,
+            ErrorKind::OutOfMemory => Disposition::OutOfMemory,
+            ErrorKind::Invalid | ErrorKind::KernelError | ErrorKind::Internal => Disposition::Crashed,
+        },
+        Failure::TimedOut { .. } => Disposition::TimedOut,
+        Failure::Crashed { .. } | Failure::Rubbish { .. } => Disposition::Crashed,
+        Failure::Interrupted => Disposition::Skipped,
+    }
+}
+
+/// A case that did not come through has no latency: its samples are not kept beside it.
+fn settle(seen: &mut CaseRound, disposition: Disposition, reason: String) {
+    seen.disposition = disposition;
+    seen.reason = Some(reason);
+    seen.device_ns.clear();
+    seen.wall_ns.clear();
+    seen.sets.clear();
+    seen.sample_flags.clear();
+}
+
+enum Stop {
+    Failed(Failure),
+    Judged(Disposition, String),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Failed(failure)
+    }
+}
+
+fn timeout(planned: &PlannedCase) -> Duration {
+    Duration::from_secs(planned.settings.timeout_s)
+}
+
+struct Attempt<'a> {
+    worker: &'a mut Worker,
+    planned: &'a PlannedCase,
+    verifier: &'a mut Verifier,
+    rng: &'a mut Pcg64,
+    seen: CaseRound,
+    time: TimeSpent,
+    calls: u64,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(worker: &'a mut Worker, planned: &'a PlannedCase, verifier: &'a mut Verifier, rng: &'a mut Pcg64) -> Self {
+        let seen = CaseRound {
+            round: 0,
+            order: 0,
+            disposition: Disposition::Measured,
+            reason: None,
+            device_ns: Vec::new(),
+            wall_ns: Vec::new(),
+            sets: Vec::new(),
+            sample_flags: Default::default(),
+            plan_ns: None,
+            compile_ns: None,
+            memory: None,
+            verification: Vec::new(),
+        };
+        Attempt { worker, planned, verifier, rng, seen, time: TimeSpent::default(), calls: 0 }
+    }
+
+    fn run(&mut self) -> Result<(), Stop> {
+        let settings = &self.planned.settings;
+        self.prepare()?;
+        let warm_up = self.batch(vec![0, 1], Some(0), u64::MAX)?;
+        self.verify("before", 0)?;
+
+        let call_ns = warm_up.samples.last().map_or(1.0, |sample| sample.wall_ns).max(1.0);
+        let flush_ns = warm_up.flush_ns as f64 / warm_up.samples.len().max(1) as f64;
+        let budget_ns = settings.budget_ms.saturating_mul(1_000_000);
+        let a_batch = (budget_ns as f64 / BATCHES_A_BUDGET / (call_ns + flush_ns)).max(1.0) as u32;
+        let min_samples = settings.min_samples.max(2);
+        let max_samples = settings.max_samples.max(min_samples);
+
+        let start = Instant::now();
+        let first = min_samples.div_ceil(2).max(a_batch.min(max_samples / 2));
+        let samples = self.batch((0..u64::from(first)).map(|call| call % SLOTS).collect(), None, budget_ns / 2)?.samples;
+        self.keep(samples);
+
+        // The verified set is the same in every round, so that the oracle's work is done once.
+        let verified_set = SLOTS + hash64(self.verifier.seed(), self.planned.case.problem.batch as u64) % SLOTS;
+        let mut is_verified = false;
+        loop {
+            let have = self.seen.device_ns.len() as u32;
+            let spent_ns = elapsed_ns(start);
+            let is_spent = spent_ns >= budget_ns && (have >= min_samples || spent_ns >= BUDGET_OVERRUN * budget_ns);
+            let is_enough = stopping::enough(
+                &self.seen.device_ns,
+                settings.target_ci,
+                min_samples as usize,
+                max_samples as usize,
+            );
+            if is_verified && (is_spent || is_enough) {
+                break;
+            }
+            let missing = min_samples.saturating_sub(have);
+            let calls = a_batch.max(missing).min(max_samples.saturating_sub(have)).max(2);
+            let order: Vec<u64> = (0..u64::from(calls)).map(|call| SLOTS + call % SLOTS).collect();
+            let poison_call = (!is_verified).then(|| {
+                let candidates = order.iter().filter(|&&set| set == verified_set).count() as u32;
+                self.rng.random_range(0..candidates) * SLOTS as u32 + (verified_set - SLOTS) as u32
+            });
+            let left_ns = budget_ns.saturating_sub(spent_ns).max(budget_ns / 10);
+            let max_ns = if have < min_samples { left_ns.max(budget_ns) } else { left_ns };
+            let samples = self.batch(order, poison_call, max_ns)?.samples;
+            self.keep(samples);
+            if !is_verified {
+                self.verify("after", verified_set)?;
+                is_verified = true;
+            }
+        }
+        let memory: MemoryReport = self.worker.ask(Request::Memory, timeout(self.planned))?;
+        self.seen.memory = Some(memory);
+        Ok(())
+    }
+
+    fn prepare(&mut self) -> Result<(), Stop> {
+        let problem = &self.planned.case.problem;
+        let available_bytes = available_bytes();
+        let tensor_bytes = attn_kernels::input::tensor_bytes(problem);
+        let slots = if tensor_bytes > available_bytes / SECOND_SLOT_SHARE { 1 } else { SLOTS };
+        let start = Instant::now();
+        let inputs = self.verifier.input_spec(self.planned);
+        self.time.oracle_ns += elapsed_ns(start);
+        let start = Instant::now();
+        let prepared: Prepared = self.worker.ask(
+            Request::Prepare(Prepare {
+                case: CaseRequest {
+                    kernel: self.planned.case.kernel.clone(),
+                    problem: problem.clone(),
+                    threads: self.planned.threads,
+                },
+                lengths_q: problem.lengths_q(),
+                lengths_kv: problem.lengths_kv(),
+                inputs,
+                slots,
+                available_bytes,
+            }),
+            timeout(self.planned),
+        )?;
+        self.time.inputs_ns += prepared.inputs_ns;
+        self.time.start_ns += elapsed_ns(start).saturating_sub(prepared.inputs_ns);
+        self.seen.plan_ns = Some(prepared.plan_ns);
+        self.seen.compile_ns = prepared.compile_ns;
+        Ok(())
+    }
+
+    /// Runs calls over these sets, and refuses what gives a dishonest kernel away.
+    fn batch(&mut self, set_order: Vec<u64>, poison_call: Option<u32>, max_ns: u64) -> Result<Measured, Stop> {
+        let max_samples = set_order.len() as u32;
+        let start = Instant::now();
+        let measured: Measured = self.worker.ask(
+            Request::Measure(Measure {
+                mode: self.planned.settings.mode,
+                max_samples,
+                max_ns,
+                first_call: self.calls,
+                set_order,
+                poison_call,
+            }),
+            timeout(self.planned),
+        )?;
+        let wall_ns = elapsed_ns(start) as f64;
+        let count = measured.samples.len() as u32;
+        self.calls += u64::from(count);
+        self.time.flush_ns += measured.flush_ns;
+        self.time.inputs_ns += measured.inputs_ns;
+        let timed_ns: f64 = measured.samples.iter().map(|sample| sample.wall_ns).sum();
+        self.time.calls_ns += timed_ns.max(0.0) as u64;
+
+        let incorrect = |reason: String| Err(Stop::Judged(Disposition::Incorrect, reason));
+        if count == 0 || count > max_samples || poison_call.is_some_and(|call| call >= count) {
+            return incorrect(format!("the worker returned {count} samples for {max_samples} calls"));
+        }
+        if measured.samples.iter().any(|sample| !is_positive(sample.device_ns) || !is_positive(sample.wall_ns)) {
+            return incorrect("the worker reported a time that is not positive".to_owned());
+        }
+        // The coordinator's own clock bounds what a worker may claim, on both sides.
+        if timed_ns > wall_ns * 1.02 {
+            return incorrect(format!(
+                "the worker reported {timed_ns:.0} ns of calls within {wall_ns:.0} ns of the coordinator's clock"
+            ));
+        }
+        match measured.flags.first().map(String::as_str) {
+            None => Ok(measured),
+            Some("mutated_input") => incorrect("the kernel changed its inputs".to_owned()),
+            Some("late_work") => {
+                incorrect("work went on after the call had returned: the time is not the work's".to_owned())
+            }
+            Some(flag) => incorrect(format!("the worker reported `{flag}`")),
+        }
+    }
+
+    fn keep(&mut self, samples: Vec<Sample>) {
+        for sample in samples {
+            if !sample.flags.is_empty() {
+                self.seen.sample_flags.insert(self.seen.device_ns.len() as u32, sample.flags);
+            }
+            self.seen.device_ns.push(sample.device_ns);
+            self.seen.wall_ns.push(sample.wall_ns);
+            self.seen.sets.push(sample.set);
+        }
+    }
+
+    fn verify(&mut self, stage: &str, set: u64) -> Result<(), Stop> {
+        let start = Instant::now();
+        let result = self.verifier.verify(self.worker, self.planned, set, timeout(self.planned));
+        self.time.oracle_ns += elapsed_ns(start);
+        for (tensor, rows, error) in result? {
+            let failed = (!error.pass).then(|| {
+                let reason = error.reason.clone().unwrap_or_else(|| "outside the tolerance".to_owned());
+                format!("{tensor:?} of a call {stage} timing: {reason}")
+            });
+            self.seen.verification.push(Verification { stage: stage.to_owned(), set, tensor, rows, error });
+            if let Some(reason) = failed {
+                return Err(Stop::Judged(Disposition::Incorrect, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_positive(nanoseconds: f64) -> bool {
+    nanoseconds.is_finite() && nanoseconds > 0.0
+}
+
+fn elapsed_ns(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,89 @@
+//! Outputs of poisoned calls against the f64 oracle, whose work is done once for each (problem, set) of a run.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use attn_kernels::input::InputSpec;
+use attn_kernels::problem::AttentionProblem;
+use attn_kernels::reference::{Expected, GeneratedRows, Oracle, SamplePlan};
+use attn_kernels::tensor::TensorName;
+use attn_kernels::tolerance::ErrorReport;
+
+use crate::suite::PlannedCase;
+use crate::worker::client::{Failure, Worker};
+use crate::worker::protocol::{Done, ErrorKind, Request, WorkerError};
+
+/// The oracle's answers of a run.
+pub struct Verifier {
+    seed: u64,
+    outputs_path: PathBuf,
+    expected: HashMap<(String, u64), Rc<Vec<Expected>>>,
+}
+
+impl Verifier {
+    /// A verifier of inputs under `seed`, which has workers write outputs into the private folder `scratch`.
+    pub fn new(seed: u64, scratch: &Path) -> Self {
+        Verifier { seed, outputs_path: scratch.join("outputs.bin"), expected: HashMap::new() }
+    }
+
+    /// Seed of all inputs.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// How the inputs of a case are generated: what a worker must be told.
+    pub fn input_spec(&self, planned: &PlannedCase) -> InputSpec {
+        SamplePlan::input_spec(&planned.case.problem, self.seed, planned.settings.oracle_flops)
+    }
+
+    /// Compares the outputs of the worker's last poisoned call, which used input set `set`, with the oracle.
+    pub fn verify(
+        &mut self,
+        worker: &mut Worker,
+        planned: &PlannedCase,
+        set: u64,
+        timeout: Duration,
+    ) -> Result<Vec<(TensorName, usize, ErrorReport)>, Failure> {
+        let expected = self.expected(planned, set);
+        let rows = expected.iter().map(|expected| expected.rows.clone()).collect();
+        let path = self.outputs_path.to_string_lossy().into_owned();
+        worker.ask::<Done>(Request::Outputs { rows, path }, timeout)?;
+        let internal = |message: String| Failure::from(WorkerError::new(ErrorKind::Internal, message));
+        let bytes = std::fs::read(&self.outputs_path)
+            .map_err(|error| internal(format!("reading outputs from `{}`: {error}", self.outputs_path.display())))?;
+        let _ = std::fs::remove_file(&self.outputs_path);
+        let mut left = &bytes[..];
+        let mut reports = Vec::new();
+        for (index, expected) in expected.iter().enumerate() {
+            // The last tensor gets whatever is left, so that a file of the wrong length is an error and not ignored.
+            let is_last = index + 1 == expected.len();
+            let take = if is_last { left.len() } else { expected.byte_length().min(left.len()) };
+            let (own, rest) = left.split_at(take);
+            left = rest;
+            let report = expected.judge_bytes(own).map_err(|error| internal(error.to_string()))?;
+            reports.push((expected.rows.tensor, expected.rows.rows.len(), report));
+        }
+        Ok(reports)
+    }
+
+    fn expected(&mut self, planned: &PlannedCase, set: u64) -> Rc<Vec<Expected>> {
+        let key = (planned.case.problem.id(), set);
+        if let Some(known) = self.expected.get(&key) {
+            return Rc::clone(known);
+        }
+        let problem = &planned.case.problem;
+        let spec = self.input_spec(planned);
+        let expected = Rc::new(expected_outputs(problem, &spec, set, planned.settings.oracle_flops));
+        self.expected.insert(key, Rc::clone(&expected));
+        expected
+    }
+}
+
+/// What a call of the problem on input set `set` must write, in sampled rows.
+fn expected_outputs(problem: &AttentionProblem, spec: &InputSpec, set: u64, budget_flops: u64) -> Vec<Expected> {
+    let plan = SamplePlan::for_problem(problem, spec, set, budget_flops);
+    let source = GeneratedRows::new(problem, spec, set);
+    Oracle::new(problem, &source).expected(&plan)
+}
