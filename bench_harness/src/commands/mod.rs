@@ -42,6 +42,7 @@ impl From<Exit> for ExitCode {
 /// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
+    /// Run one kernel on your own tensors
     Eval(eval::Args),
     Run(run::Args),
     #[command(hide = true)]

@@ -253,20 +253,21 @@ fn set_visibility(
         CausalAlignment::TopLeft if lengths_given => bottom_right.clone(),
         CausalAlignment::TopLeft => vec![0; shapes.batch],
     };
-    // No distance between a query and a key is greater than this.
+    // No distance between a query and a key is greater than this, so a wider window is none on that side.
     let reach = shapes.len_q + 2 * shapes.len_total();
-    let left = options.window_left.unwrap_or(reach).min(reach);
-    let right = if options.causal { 0 } else { options.window_right.unwrap_or(reach).min(reach) };
+    let side = |keys: Option<usize>| keys.filter(|&keys| keys < reach).unwrap_or(usize::MAX);
+    let left = side(options.window_left);
+    let right = if options.causal { 0 } else { side(options.window_right) };
     let alignment = if offsets == bottom_right {
         CausalAlignment::BottomRight
     } else if offsets.iter().all(|&offset| offset == 0) {
         CausalAlignment::TopLeft
     } else {
-        return Some(Fold { offsets, left: left as i64, right: right as i64 });
+        return Some(Fold { offsets, left: left.min(reach) as i64, right: right.min(reach) as i64 });
     };
     problem.causal = options.causal;
     problem.causal_alignment = alignment;
-    if windowed {
+    if left != usize::MAX || (right != usize::MAX && !options.causal) {
         problem.pattern = Pattern::Window { left, right };
     }
     None
