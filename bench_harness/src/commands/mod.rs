@@ -1,5 +1,6 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod eval;
 pub mod run;
 pub mod terminal;
 pub mod worker;
@@ -43,6 +44,8 @@ impl From<Exit> for ExitCode {
 /// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
+    /// Run one kernel on your own tensors
+    Eval(eval::Args),
     Run(run::Args),
     #[command(hide = true)]
     Worker(worker::Args),
@@ -52,6 +55,7 @@ impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
+            Command::Eval(args) => eval::run(args),
             Command::Run(args) => run::run(args),
             Command::Worker(args) => worker::run(args),
         }
