@@ -55,7 +55,7 @@ fn any_real() -> impl Strategy<Value = Option<f64>> {
 
 prop_compose! {
     /// Any problem that the type can hold, legal or not.
-    fn any_problem()(
+    pub(crate) fn any_problem()(
         (mechanism, pattern, causal, top_left) in (any_mechanism(), any_pattern(), any::<bool>(), any::<bool>()),
         phase in prop::sample::select(&Phase::ALL[..]),
         (dtype, dtype_kv) in (prop::sample::select(&Dtype::ALL[..]), prop::sample::select(&Dtype::ALL[..])),
@@ -132,10 +132,12 @@ proptest! {
         let at = at.index(id.len());
         id[at] = with.as_bytes()[0];
         let id = String::from_utf8(id).expect("ASCII");
-        if let Ok(parsed) = AttentionProblem::parse_id(&id) {
-            if !parsed.scale.is_some_and(f64::is_nan) && !parsed.softcap.is_some_and(f64::is_nan) {
-                prop_assert_eq!(AttentionProblem::parse_id(&parsed.id()), Ok(parsed));
-            }
+        let is_nan = |x: Option<f64>| x.is_some_and(f64::is_nan);
+        if let Ok(parsed) = AttentionProblem::parse_id(&id)
+            && !is_nan(parsed.scale)
+            && !is_nan(parsed.softcap)
+        {
+            prop_assert_eq!(AttentionProblem::parse_id(&parsed.id()), Ok(parsed));
         }
     }
 }
