@@ -1,7 +1,10 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod eval;
+pub mod kernels;
 pub mod run;
+pub mod scaling;
+pub mod suites;
 pub mod terminal;
 pub mod worker;
 
@@ -25,13 +28,11 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Every outcome, most important first.
-    pub const ALL: [Exit; 6] =
-        [Exit::Usage, Exit::Regression, Exit::Failed, Exit::NotComparable, Exit::Undecided, Exit::Pass];
-
     /// The more important of two outcomes.
     pub fn and(self, other: Exit) -> Exit {
-        Exit::ALL.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(Exit::Pass)
+        const PRECEDENCE: [Exit; 6] =
+            [Exit::Usage, Exit::Regression, Exit::Failed, Exit::NotComparable, Exit::Undecided, Exit::Pass];
+        PRECEDENCE.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(Exit::Pass)
     }
 }
 
@@ -41,12 +42,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
+/// One variant a subcommand, in the order of the help: each is a file of this folder with `Args` and
+/// `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
+#[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
-    /// Run one kernel on your own tensors
-    Eval(eval::Args),
     Run(run::Args),
+    Scaling(scaling::Args),
+    Eval(eval::Args),
+    Suites(suites::Args),
+    Kernels(kernels::Args),
     #[command(hide = true)]
     Worker(worker::Args),
 }
@@ -55,8 +60,11 @@ impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
-            Command::Eval(args) => eval::run(args),
             Command::Run(args) => run::run(args),
+            Command::Scaling(args) => scaling::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Suites(args) => suites::run(args),
+            Command::Kernels(args) => kernels::run(args),
             Command::Worker(args) => worker::run(args),
         }
     }
