@@ -109,9 +109,9 @@ fn family(key: &CaseKey) -> Option<(String, usize)> {
 }
 
 /// The table of `attnbench scaling`, at most `width` columns wide.
-pub fn table(scalings: &[Scaling], width: usize) -> String {
+pub fn table(scalings: &[Scaling], width: u16) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width as u16);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     table.set_header(["matrix", "keys", "time", "exponent", "95 % interval", "of its FLOPs"]);
     for scaling in scalings {
         let ends = |values: [String; 2]| values.join(" .. ");

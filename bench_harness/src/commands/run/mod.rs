@@ -20,7 +20,7 @@ use crate::record::environment::{fingerprint, provenance};
 use crate::record::{Disposition, Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::device_lock::{DeviceLock, Sharing};
-use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
+use crate::suite::{self, CaseGlob, Environment, Estimate, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
 /// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
@@ -87,13 +87,19 @@ Examples:
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let suite = planned_suite(&args)?;
     if args.dry_run {
-        return super::suites::print_plan(&suite, args.json);
+        let environment = Environment::default();
+        let estimates: Vec<Estimate> = suite.cases.iter().map(|case| Estimate::of(case, &environment)).collect();
+        if args.json {
+            terminal::print_json(&estimates)?;
+        } else {
+            terminal::print(&report::listing::plan(&suite, &estimates, terminal::width()))?;
+        }
+        return Ok(Exit::Pass);
     }
     let (record, path) = measure_suite(&suite, &args)?;
     if args.json {
-        println!("{}", report::json::reviewable(&record)?);
+        terminal::print(&report::json::reviewable(&record)?)?;
     } else {
-        print!("{}", report::table::record(&record, terminal::width()));
         eprintln!("\nrecord: {}", path.display());
     }
     Ok(exit_of(&record))
