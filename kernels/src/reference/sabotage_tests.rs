@@ -206,7 +206,7 @@ fn a_dropped_block_and_a_mask_off_by_one_fail_in_the_gradients() {
     }
 }
 
-/// FlashAttention 2 as plainly as can be, with f32 sums in sequence and P rounded to the dtype: a correct kernel.
+/// FlashAttention 2 as plainly as can be, with f32 sums and P rounded to the dtype: a correct kernel.
 fn f32_flash(problem: &AttentionProblem, source: &dyn RowSource, (b, head, query): Row) -> Vec<f64> {
     let (dk, dv, kv) = (problem.head_dim_qk, problem.head_dim_v, head / problem.group_size());
     let (mut q, mut k, mut v) = (vec![0f32; dk], vec![0f32; dk], vec![0f32; dv]);
@@ -227,13 +227,17 @@ fn f32_flash(problem: &AttentionProblem, source: &dyn RowSource, (b, head, query
         sum *= rescale;
         o.iter_mut().for_each(|x| *x *= rescale);
         max = new_max;
+        // A tile is summed by itself, as a matrix product does: one long f32 sum would lose its smallest terms.
+        let (mut tile_sum, mut tile_o) = (0f32, vec![0f32; dv]);
         for (key, score) in keys.zip(scores) {
             let p = (score - max).exp();
-            sum += p;
+            tile_sum += p;
             let p = round_to(problem.dtype, f64::from(p)) as f32;
             source.row(TensorName::V, b, kv, key, &mut v);
-            o.iter_mut().zip(&v).for_each(|(o, v)| *o += p * v);
+            tile_o.iter_mut().zip(&v).for_each(|(o, v)| *o += p * v);
         }
+        sum += tile_sum;
+        o.iter_mut().zip(&tile_o).for_each(|(o, x)| *o += x);
     }
     o.iter().map(|x| round_to(problem.dtype, f64::from(x / sum))).collect()
 }
