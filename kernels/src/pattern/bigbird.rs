@@ -123,7 +123,7 @@ impl Bigbird {
     /// The blocks that a block row sees before causality, as ascending ranges with gaps between them.
     pub fn visible_blocks(&self, row: i64) -> Vec<Range<i64>> {
         if self.is_global(row) {
-            return vec![0..self.blocks];
+            return std::iter::once(0..self.blocks).collect();
         }
         let mut visible = vec![0..self.leading, self.window(row), self.trailing_start..self.blocks];
         visible.extend(self.random_blocks(row).into_iter().map(|block| block..block + 1));

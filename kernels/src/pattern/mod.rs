@@ -130,15 +130,23 @@ impl Visibility {
         self.with_rule(head, |rule| rule.sees(i as i64 + self.query_offset, j as i64))
     }
 
-    /// The smallest range that holds every key visible to query `i` of query head `head`; empty where it sees none.
-    pub fn key_span(&self, head: usize, i: usize) -> Range<usize> {
+    /// The keys that query `i` of query head `head` sees, as ascending ranges with gaps between them: the fast way to
+    /// walk a row.
+    pub fn row_key_ranges(&self, head: usize, i: usize) -> Vec<Range<usize>> {
         let p = i as i64 + self.query_offset;
         let mut seen = Vec::new();
         self.with_rule(head, |rule| rule.seen(p..p + 1, self.len_kv as i64, &mut seen));
-        seen.into_iter()
-            .filter_map(|range| self.existing(range))
-            .reduce(|all, range| all.start.min(range.start)..all.end.max(range.end))
-            .unwrap_or(0..0)
+        ranges::merge(&mut seen);
+        seen.into_iter().filter_map(|range| self.existing(range)).collect()
+    }
+
+    /// The smallest range that holds every key visible to query `i` of query head `head`; empty where it sees none.
+    pub fn key_span(&self, head: usize, i: usize) -> Range<usize> {
+        let ranges = self.row_key_ranges(head, i);
+        match (ranges.first(), ranges.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => 0..0,
+        }
     }
 
     /// The part of a range that are keys, unless there is none.

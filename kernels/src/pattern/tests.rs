@@ -94,6 +94,8 @@ fn check(visibility: &Visibility, head: usize, block_q: usize, block_k: usize) {
         for j in 0..len_kv {
             assert_eq!(visibility.sees(head, i, j), matrix[i][j], "sees({i}, {j})");
         }
+        let row: Vec<usize> = visibility.row_key_ranges(head, i).into_iter().flatten().collect();
+        assert_eq!(row, (0..len_kv).filter(|&j| matrix[i][j]).collect::<Vec<_>>(), "row_key_ranges({i})");
         let first = matrix[i].iter().position(|&seen| seen);
         let last = matrix[i].iter().rposition(|&seen| seen);
         let span = visibility.key_span(head, i);

@@ -267,6 +267,21 @@ pub enum Bias {
     Alibi,
 }
 
+impl Bias {
+    /// Every bias.
+    pub const ALL: [Bias; 4] = [Bias::None, Bias::Bool, Bias::Additive, Bias::Alibi];
+
+    /// The name in case ids and suites.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Bias::None => "none",
+            Bias::Bool => "bool",
+            Bias::Additive => "additive",
+            Bias::Alibi => "alibi",
+        }
+    }
+}
+
 /// The order of dimensions of Q, K, V and O in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -278,6 +293,20 @@ pub enum Layout {
     Bhsd,
     /// (sum of lengths, heads, dim): ragged batches are packed.
     Thd,
+}
+
+impl Layout {
+    /// Every layout.
+    pub const ALL: [Layout; 3] = [Layout::Bshd, Layout::Bhsd, Layout::Thd];
+
+    /// The name in case ids and suites.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::Bshd => "bshd",
+            Layout::Bhsd => "bhsd",
+            Layout::Thd => "thd",
+        }
+    }
 }
 
 /// Where keys and values live.
