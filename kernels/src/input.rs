@@ -257,7 +257,7 @@ impl<'a> Generator<'a> {
         let longest = self.lengths_q.iter().copied().max().unwrap_or(0);
         let row = (sequence * longest + token) * self.problem.heads_q + head;
         let u = hash64(hash64(self.key(TensorName::Q), 1 << 32), row as u64);
-        if u % 4 != 0 {
+        if !u.is_multiple_of(4) {
             return None;
         }
         let (len_q, len_k) = (self.lengths_q[sequence], self.lengths_k[sequence]);
@@ -382,7 +382,7 @@ impl<'a> Generator<'a> {
             }),
             // Three of four pairs are visible.
             TensorName::Bias if self.problem.bias == Bias::Bool => out.iter_mut().enumerate().for_each(|(index, x)| {
-                *x = f32::from(u8::from(hash64(key, (first + index) as u64) % 4 != 0));
+                *x = f32::from(u8::from(!hash64(key, (first + index) as u64).is_multiple_of(4)));
             }),
             TensorName::Bias | TensorName::StateIn | TensorName::Sinks => {
                 normal_run(key, first as u64, ELEMENT_SCALE, out);

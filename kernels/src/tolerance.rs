@@ -26,7 +26,9 @@
 //!   is tiny, and rounding errors of the terms are large beside it though nothing is wrong. |ref| alone would reject
 //!   correct kernels there.
 //! - *1e-5 in the first.* Kernels sum q.k in f32. A score of 30 carries an error of some 2e-6, and so does its weight;
-//!   in f32 that is more than 2 ulp, and in the others it is nothing.
+//!   in f32 that is more than 2 ulp, and in the others it is nothing. A plain f32 kernel that sums tile by tile is off by
+//!   about 1e-6 at 131,072 keys. One that adds every key to a single f32 sum loses its smallest terms there, is off by
+//!   1e-5 to 1e-4, and fails: that is a defect worth finding.
 //!
 //! A row without visible keys has size 0: nothing but zeros pass. These numbers live here and nowhere else.
 
@@ -281,7 +283,8 @@ mod tests {
         for dtype in Dtype::ALL {
             let report = report(dtype, &actual, &exact, &exact, &scales);
             assert!(!report.pass, "{dtype:?}");
-            assert!(report.reason.is_some_and(|reason| reason.contains("row 63")));
+            assert!(report.worst_row_ratio > Some(1.0) && report.reason.is_some());
+            assert!(report.relative_l2 < Some(1e-5), "the tensor's norm does not show it");
         }
     }
 

@@ -101,6 +101,7 @@ impl KeyBlock<'_> {
 }
 
 /// Scores of one part of the keys, in the order in which [`for_each_block`] visits the pairs.
+#[derive(Clone)]
 pub(super) struct PartScores {
     pub(super) scores: Vec<f64>,
     max: Vec<f64>,

@@ -19,6 +19,11 @@ mod sample;
 mod source;
 mod visible;
 
+#[cfg(test)]
+mod sabotage_tests;
+#[cfg(test)]
+mod tests;
+
 pub use backward::BackwardReference;
 pub use expected::{Expected, SampleError, SampledRows};
 pub use sample::{DEFAULT_BUDGET_FLOPS, SamplePlan};
