@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::rows::Row;
 use super::score::ScoreRules;
-use super::simd::exp::exp;
+use super::simd::exp::exp_nonpositive;
 use super::simd::gemm::{Packed, gemm, gemm_at};
 use super::simd::{Isa, Simd, Task};
 
@@ -201,7 +201,7 @@ impl Task for Weights<'_> {
         for i in 0..count {
             // SAFETY: as above.
             unsafe {
-                let weight = exp::<S>(S::sub(S::load(scores.add(i * S::LANES)), shift));
+                let weight = exp_nonpositive::<S>(S::sub(S::load(scores.add(i * S::LANES)), shift));
                 S::store(scores.add(i * S::LANES), weight);
                 total = S::add(total, weight);
             }
@@ -209,7 +209,7 @@ impl Task for Weights<'_> {
         let scale = if new > *self.max {
             let mut scale = [0f32; 16];
             // SAFETY: no vector has more than 16 lanes.
-            unsafe { S::store(scale.as_mut_ptr(), exp::<S>(S::splat(*self.max - new))) };
+            unsafe { S::store(scale.as_mut_ptr(), exp_nonpositive::<S>(S::splat(*self.max - new))) };
             Some(scale[0])
         } else {
             None

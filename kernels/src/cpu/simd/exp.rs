@@ -20,15 +20,21 @@ const LN2_LOW: f32 = -0.000_212_194_44;
 /// exp(x) within 1.1 ulp; 0 below [`EXP_UNDERFLOW`] (so of -inf), saturated above [`EXP_SATURATION`], NaN of NaN.
 #[inline(always)]
 pub fn exp<S: Simd>(x: S::V) -> S::V {
-    let bounded = S::max(S::splat(EXP_UNDERFLOW), S::min(S::splat(EXP_SATURATION), x));
-    let shifted = S::fma(bounded, S::splat(std::f32::consts::LOG2_E), S::splat(SHIFT));
+    exp_nonpositive::<S>(S::min(S::splat(EXP_SATURATION), x))
+}
+
+/// [`exp`] of x <= [`EXP_SATURATION`], which saves a step; what a softmax needs.
+#[inline(always)]
+pub fn exp_nonpositive<S: Simd>(x: S::V) -> S::V {
+    let shifted = S::fma(x, S::splat(std::f32::consts::LOG2_E), S::splat(SHIFT));
     let n = S::sub(shifted, S::splat(SHIFT));
-    let r = S::fma(n, S::splat(-LN2_LOW), S::fma(n, S::splat(-LN2_HIGH), bounded));
+    let r = S::fma(n, S::splat(-LN2_LOW), S::fma(n, S::splat(-LN2_HIGH), x));
     let mut p = S::splat(0.001_381_314_5);
     for coefficient in [0.008_369_419, 0.041_668_456, 0.166_665_15, 0.499_999_94] {
         p = S::fma(p, r, S::splat(coefficient));
     }
     let exp_r = S::add(S::fma(S::mul(r, r), p, r), S::splat(1.0));
+    // Below the bound all of this is garbage (NaN for -inf), and replaced.
     let result = S::mul(exp_r, S::power_of_two(shifted));
     S::select_less(x, S::splat(EXP_UNDERFLOW), S::splat(0.0), result)
 }

@@ -1,0 +1,171 @@
+//! What the CPU kernels reach of this machine's limits: `cargo run --release -p attn-kernels --example rates -- [threads]
+//! [filter]`.
+//!
+//! Compute-bound cases are compared with the FMA rate of a loop without memory, memory-bound ones with the bandwidth of
+//! reading, both measured before each case in the same process. Times are CPU time a thread: idle threads do not count.
+
+use std::hint::black_box;
+
+use attn_kernels::cpu;
+use attn_kernels::cpu::simd::{Isa, Simd, Task};
+use attn_kernels::input::{self, Generator, InputSpec};
+use attn_kernels::kernel::PlanContext;
+use attn_kernels::pattern::Visibility;
+use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Pattern, Phase};
+use attn_kernels::tensor::{ElementType, Tensor};
+use rayon::prelude::*;
+
+/// 24 independent chains of FMAs: more than latency times ports on any CPU.
+struct FmaLoop {
+    steps: usize,
+}
+
+impl Task for FmaLoop {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let (x, y) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
+        let mut chains = [S::splat(black_box(0.5)); 12];
+        for _ in 0..self.steps {
+            for chain in &mut chains {
+                *chain = S::fma(*chain, x, y);
+            }
+        }
+        chains.into_iter().map(S::sum).sum()
+    }
+}
+
+/// FLOP/s of all threads.
+fn fma_rate() -> f64 {
+    let (isa, steps) = (Isa::best(), 2_000_000);
+    let flops = (2 * 12 * steps * isa.lanes() * rayon::current_num_threads()) as f64;
+    flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps }))))
+}
+
+/// Sums of vectors, sixteen at a time.
+struct ReadLoop<'a> {
+    values: &'a [f32],
+}
+
+impl Task for ReadLoop<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let mut sums = [S::splat(0.0); 8];
+        for chunk in self.values.chunks_exact(8 * S::LANES) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the chunk holds eight vectors.
+                *sum = S::add(*sum, unsafe { S::load(chunk.as_ptr().add(i * S::LANES)) });
+            }
+        }
+        sums.into_iter().map(S::sum).sum()
+    }
+}
+
+/// Bytes a second that all threads read from memory.
+fn read_rate(values: &[f32]) -> f64 {
+    let isa = Isa::best();
+    let part = values.len() / rayon::current_num_threads();
+    let read = || values.par_chunks(part).map(|values| isa.run(ReadLoop { values })).sum::<f32>();
+    (values.len() * 4) as f64 / best_seconds(5, || black_box(read()))
+}
+
+/// CPU time that this process has used, in seconds.
+fn cpu_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of this frame.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// The shortest call, in CPU time a thread: on a shared machine, time that other programs had does not count.
+fn best_seconds<T>(calls: usize, mut call: impl FnMut() -> T) -> f64 {
+    (0..calls)
+        .map(|_| {
+            let start = cpu_seconds();
+            black_box(call());
+            (cpu_seconds() - start) / rayon::current_num_threads() as f64
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn cases() -> Vec<(&'static str, AttentionProblem)> {
+    let prefill = |heads, n, d| AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, heads, (n, n), d);
+    let decode = |dtype, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, (32, 8), (1, k), 128);
+    let causal = |problem| AttentionProblem { causal: true, ..problem };
+    let window = |problem| AttentionProblem { pattern: Pattern::Window { left: 255, right: 0 }, ..problem };
+    let paged = |problem| AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem };
+    let mut cases = vec![
+        ("flash", prefill((8, 8), 512, 64)),
+        ("flash", causal(prefill((8, 8), 512, 64))),
+        ("flash", prefill((8, 8), 2048, 64)),
+        ("flash", causal(prefill((8, 8), 2048, 64))),
+        ("flash", prefill((32, 8), 1024, 128)),
+        ("flash", causal(prefill((32, 8), 1024, 128))),
+        ("flash", window(prefill((8, 8), 4096, 64))),
+        ("flash", AttentionProblem { dtype: Dtype::Bf16, dtype_kv: Dtype::Bf16, ..prefill((8, 8), 2048, 64) }),
+        ("flash1", prefill((8, 8), 2048, 64)),
+        ("naive", prefill((8, 8), 2048, 64)),
+        ("split_kv", AttentionProblem::softmax(Phase::Append, Dtype::F32, 1, (32, 8), (64, 4096), 128)),
+    ];
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        cases.push(("split_kv", decode(dtype, 8192)));
+        cases.push(("split_kv", decode(dtype, 65536)));
+        cases.push(("paged", paged(decode(dtype, 65536))));
+    }
+    cases.push(("split_kv", AttentionProblem::softmax(Phase::Decode, Dtype::F32, 1, (8, 8), (1, 65536), 128)));
+    cases
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let threads = arguments.next().map_or(1, |text| text.parse().expect("a number of threads"));
+    let filter = arguments.next().unwrap_or_default();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
+    let mut stream = Tensor::zeros(ElementType::F32, &[1 << 26]);
+    stream.as_mut_slice::<f32>().fill(1.0);
+    println!("{} on {threads} threads", Isa::best().name());
+    for (name, problem) in cases() {
+        let lengths = (problem.lengths_q()[0], problem.lengths_kv()[0]);
+        let label = format!(
+            "{name} {} {}{} {} {}:{} q{} k{} d{}",
+            problem.phase.name(),
+            problem.pattern.name(),
+            if problem.causal { "+causal" } else { "" },
+            problem.dtype.name(),
+            problem.heads_q,
+            problem.heads_kv,
+            lengths.0,
+            lengths.1,
+            problem.head_dim_qk
+        );
+        if !label.contains(&filter) {
+            continue;
+        }
+        pool.install(|| {
+            let generator_spec = InputSpec::new(&problem, 1);
+            let inputs = Generator::new(&problem, &generator_spec, 0).inputs();
+            let mut outputs = input::outputs(&problem);
+            let context =
+                PlanContext { problem: &problem, static_tensors: &inputs, threads, available_bytes: u64::MAX };
+            let mut plan = cpu::find(name).expect("a kernel").plan(&context).expect("a plan");
+            let bytes = input::tensor_bytes(&problem) as f64;
+            let pairs = Visibility::new(&problem, lengths.0, lengths.1).pairs(0) as f64;
+            let flops = 4.0 * pairs * (problem.batch * problem.heads_q * problem.head_dim_qk) as f64;
+            let (fma, read) = (fma_rate(), read_rate(stream.as_slice()));
+            let seconds = best_seconds(7, || plan.run(&inputs, &mut outputs));
+            println!(
+                "{label:<52} {:9.3} ms {:7.1} GFLOP/s ({:3.0} % of FMA {:4.0}) {:6.1} GB/s ({:3.0} % of read {:4.1})",
+                seconds * 1e3,
+                flops / seconds / 1e9,
+                100.0 * flops / seconds / fma,
+                fma / 1e9,
+                bytes / seconds / 1e9,
+                100.0 * bytes / seconds / read,
+                read / 1e9
+            );
+        });
+    }
+}
