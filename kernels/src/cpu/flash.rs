@@ -12,10 +12,10 @@
 
 use std::ops::Range;
 
-use super::online::{TileShape, TileState, absorb, finish};
-use super::packed_kv::BlockPacker;
 use super::call::Call;
 use super::flash_bwd;
+use super::online::{TileShape, TileState, absorb, finish};
+use super::packed_kv::BlockPacker;
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
 use super::score::alibi_slopes;

@@ -148,24 +148,15 @@ const MAX_LANES: usize = 16;
 
 /// Turns a row-major (rows, columns) tile into its transpose with the given row stride.
 pub(crate) fn transpose((rows, columns): (usize, usize), from: &[f32], to: &mut [f32], to_stride: usize) {
-    let (whole_rows, whole_columns) = (rows / 4 * 4, columns / 4 * 4);
-    // Blocks of four by four become shuffles of vectors.
-    for row in (0..whole_rows).step_by(4) {
-        let lines: [&[f32]; 4] = std::array::from_fn(|r| &from[(row + r) * columns..][..columns]);
-        for column in (0..whole_columns).step_by(4) {
-            let block: [[f32; 4]; 4] =
-                lines.map(|line| line[column..column + 4].try_into().expect("four elements were taken"));
-            for c in 0..4 {
-                let out = [block[0][c], block[1][c], block[2][c], block[3][c]];
-                to[(column + c) * to_stride + row..][..4].copy_from_slice(&out);
+    // Lines of sixteen rows stay in the first-level cache while their columns are taken.
+    for first in (0..rows).step_by(16) {
+        let last = (first + 16).min(rows);
+        for column in 0..columns {
+            let to = &mut to[column * to_stride + first..column * to_stride + last];
+            for (to, row) in to.iter_mut().zip(first..last) {
+                *to = from[row * columns + column];
             }
         }
-        for column in whole_columns..columns {
-            (0..4).for_each(|r| to[column * to_stride + row + r] = lines[r][column]);
-        }
-    }
-    for row in whole_rows..rows {
-        (0..columns).for_each(|column| to[column * to_stride + row] = from[row * columns + column]);
     }
 }
 
