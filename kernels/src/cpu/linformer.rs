@@ -51,8 +51,8 @@ impl Kernel for Linformer {
         if problem.kv_layout != KvLayout::Contiguous {
             return unsupported("a paged KV layout: linformer reads contiguous keys and values".into());
         }
-        if problem.bias != Bias::None || problem.sinks {
-            return unsupported("a bias or sinks: linformer's scores are against projected keys, not tokens".into());
+        if problem.bias != Bias::None || problem.softcap.is_some() || problem.sinks {
+            return unsupported("a bias, softcap or sinks: linformer's softmax is over projected keys alone".into());
         }
         Ok(())
     }
@@ -82,7 +82,6 @@ struct QueryTile {
 struct LinformerPlan {
     rank: usize,
     scale: f32,
-    softcap: Option<f32>,
     group: usize,
     heads_kv: usize,
     queries: Rows,
@@ -156,7 +155,6 @@ impl LinformerPlan {
         Ok(LinformerPlan {
             rank,
             scale: problem.effective_scale() as f32,
-            softcap: problem.softcap.map(|cap| cap as f32),
             group: problem.group_size(),
             heads_kv: problem.heads_kv,
             keys,
@@ -180,7 +178,7 @@ impl LinformerPlan {
 
 impl Plan for LinformerPlan {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
-        let LinformerPlan { rank, scale, softcap, group, heads_kv, .. } = *self;
+        let LinformerPlan { rank, scale, group, heads_kv, .. } = *self;
         let (queries, keys, values, rows_o) = (&self.queries, &self.keys, &self.values, &self.outputs);
         let (segments, heads, query_tiles) = (&self.segments, &self.heads, &self.query_tiles);
         let (dk, dv) = (keys.dim, values.dim);
@@ -231,9 +229,6 @@ impl Plan for LinformerPlan {
             rows[..count * dk].iter_mut().for_each(|x| *x *= scale);
             matmul((count, rank, dk), rows, (dk, 1), keys_projected, rank, scores, rank, false);
             for (row, scores) in scores.chunks_exact_mut(rank).take(count).enumerate() {
-                if let Some(cap) = softcap {
-                    tile::softcap(scores, cap);
-                }
                 let max = tile::max(scores);
                 let sum = exp_rows(scores, max);
                 let factor = 1.0 / sum;

@@ -98,19 +98,18 @@ impl Product<'_> {
             let a = self.a.as_ptr().add(row * self.a_strides.0);
             let b = self.b.as_ptr().add(column);
             let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
-            let load = |from: *const f32| match TAIL {
-                true => <f32 as Stored>::load_head::<S>(from, tail),
-                false => S::load(from),
-            };
             if self.accumulate {
                 for r in 0..ROWS {
                     for v in 0..NV {
-                        acc[r][v] = load(c.add(r * self.c_stride + v * S::LANES));
+                        acc[r][v] = load::<S, TAIL>(c.add(r * self.c_stride + v * S::LANES), tail);
                     }
                 }
             }
             for k in 0..self.k {
-                let b_row: [S::V; NV] = std::array::from_fn(|v| load(b.add(k * self.b_stride + v * S::LANES)));
+                let mut b_row = [S::splat(0.0); NV];
+                for v in 0..NV {
+                    b_row[v] = load::<S, TAIL>(b.add(k * self.b_stride + v * S::LANES), tail);
+                }
                 for r in 0..ROWS {
                     let x = S::splat(*a.add(r * self.a_strides.0 + k * self.a_strides.1));
                     for v in 0..NV {
@@ -134,6 +133,16 @@ impl Product<'_> {
     }
 }
 
+/// A vector, or where `TAIL` its first `tail` lanes.
+///
+/// # Safety
+/// The elements exist.
+#[inline(always)]
+unsafe fn load<S: Simd, const TAIL: bool>(from: *const f32, tail: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if TAIL { <f32 as Stored>::load_head::<S>(from, tail) } else { S::load(from) } }
+}
+
 /// Lanes of the widest vector.
 const MAX_LANES: usize = 16;
 
@@ -151,22 +160,27 @@ pub(crate) fn transpose((rows, columns): (usize, usize), from: &[f32], to: &mut 
     }
 }
 
-/// Calls `body` with each vector of the row and stores what it returns; the last vector is filled up with `padding`.
+/// Replaces each vector of the row by an expression of it; the last vector is filled up with `padding`. The expression is
+/// pasted, not called: a closure would be compiled without the instruction set.
 macro_rules! map_row {
-    ($S:ident, $row:expr, $padding:expr, $body:expr) => {{
-        #[allow(unused_mut)]
-        let mut body = $body;
+    ($S:ident, $row:expr, $padding:expr, |$x:ident| $body:expr) => {{
         let mut chunks = $row.chunks_exact_mut($S::LANES);
         for chunk in &mut chunks {
             // SAFETY: a chunk has LANES elements.
-            unsafe { $S::store(chunk.as_mut_ptr(), body($S::load(chunk.as_ptr()))) };
+            let $x = unsafe { $S::load(chunk.as_ptr()) };
+            let result = $body;
+            // SAFETY: as above.
+            unsafe { $S::store(chunk.as_mut_ptr(), result) };
         }
         let tail = chunks.into_remainder();
         if !tail.is_empty() {
             let mut lanes = [$padding; MAX_LANES];
             lanes[..tail.len()].copy_from_slice(tail);
             // SAFETY: the buffer has at least LANES elements.
-            unsafe { $S::store(lanes.as_mut_ptr(), body($S::load(lanes.as_ptr()))) };
+            let $x = unsafe { $S::load(lanes.as_ptr()) };
+            let result = $body;
+            // SAFETY: as above.
+            unsafe { $S::store(lanes.as_mut_ptr(), result) };
             tail.copy_from_slice(&lanes[..tail.len()]);
         }
     }};
