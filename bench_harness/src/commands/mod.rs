@@ -1,5 +1,8 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod compare;
+pub mod gate;
+
 use std::process::ExitCode;
 
 /// What a command came to. The numbers are the contract with CI; precedence 2 > 1 > 5 > 4 > 3 > 0, never a count.
@@ -38,11 +41,19 @@ impl From<Exit> for ExitCode {
 
 /// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
-pub enum Command {}
+pub enum Command {
+    /// Compare two runs or baselines, case by case
+    Compare(compare::CompareArgs),
+    /// Judge runs against a stored baseline and say so by the exit code
+    Gate(gate::GateArgs),
+}
 
 impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
-        match self {}
+        match self {
+            Command::Compare(args) => compare::run(args),
+            Command::Gate(args) => gate::run(args),
+        }
     }
 }

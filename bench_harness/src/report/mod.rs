@@ -1,4 +1,5 @@
 //! How results are shown, one file a format.
 
+pub mod comparison;
 pub mod json;
 pub mod units;
