@@ -37,7 +37,10 @@ pub fn table(comparison: &Comparison) -> String {
         let _ = writeln!(text, "provenance: {difference}");
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH);
     table.set_header(["case", "base", "head", "change", "MDE", "verdict"]);
     for case in &comparison.cases {
         table.add_row(row(case));
@@ -78,4 +81,42 @@ fn row(case: &CaseComparison) -> [String; 6] {
         finding.and_then(|finding| finding.mde).map_or_else(nothing, units::percent),
         format!("{}\n{}", case.verdict.name(), case.reason),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::{Baseline, compare};
+    use crate::gate::outcome::judge;
+    use crate::gate::policy::Policy;
+    use crate::record::sample;
+
+    #[test]
+    fn a_gate_fits_a_terminal_and_says_what_matters_first() {
+        let base = Baseline::from_records("example", &[sample::record()]).unwrap();
+        let mut head = sample::record();
+        head.run.id = "another".into();
+        head.cases.truncate(5);
+        let report = judge(&[head], &base, &Policy::default(), false).unwrap();
+        let text = gate(&report);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("judged "), "{text}");
+        assert!(text.contains("too few rounds: 2 of base, 2 of head (needs 3"), "{text}");
+        assert!(text.contains("removed; was unsupported"), "{text}");
+        let table = lines.iter().skip_while(|line| !line.contains('─'));
+        assert!(
+            table.clone().count() > 5 && table.clone().all(|line| line.chars().count() <= usize::from(WIDTH)),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn other_machines_are_named() {
+        let base = Baseline::from_records("example", &[sample::record()]).unwrap();
+        let mut head = base.clone();
+        head.fingerprint.insert("cpu_model".into(), "Other CPU".into());
+        let text = table(&compare(&base, &head, &Policy::default()));
+        let first = "not comparable: fingerprint `cpu_model` (`Example CPU 9000` against `Other CPU`)";
+        assert!(text.starts_with(first), "{text}");
+    }
 }

@@ -106,12 +106,21 @@ fn dispositions() {
         let report = gate(&base, &head, &policy, false);
         (report.comparison.cases[1].verdict, report.exit())
     };
-    for broken in [Disposition::Crashed, Disposition::Incorrect, Disposition::TimedOut, Disposition::OutOfMemory, Disposition::Unsupported] {
+    for broken in [
+        Disposition::Crashed,
+        Disposition::Incorrect,
+        Disposition::TimedOut,
+        Disposition::OutOfMemory,
+        Disposition::Unsupported,
+    ] {
         assert_eq!(outcome(None, Some(broken)), (Verdict::Regressed, Exit::Regression), "{broken:?}");
         assert_eq!(outcome(Some(broken), None), (Verdict::Improved, Exit::Pass), "{broken:?}");
     }
     assert_eq!(outcome(None, Some(Disposition::Throttled)), (Verdict::Inconclusive, Exit::Pass));
-    assert_eq!(outcome(Some(Disposition::OutOfMemory), Some(Disposition::OutOfMemory)), (Verdict::Unchanged, Exit::Pass));
+    assert_eq!(
+        outcome(Some(Disposition::OutOfMemory), Some(Disposition::OutOfMemory)),
+        (Verdict::Unchanged, Exit::Pass)
+    );
     assert_eq!(outcome(Some(Disposition::Crashed), Some(Disposition::Crashed)), (Verdict::Inconclusive, Exit::Failed));
 }
 

@@ -8,7 +8,7 @@ use rand_pcg::Pcg64;
 
 /// What a machine does to times beside running the kernel.
 #[derive(Clone, Copy, Debug)]
-pub enum Noise {
+pub(crate) enum Noise {
     /// Independent, normal, of this standard deviation.
     White(f64),
     /// Of this standard deviation, each round half like the one before.
@@ -24,13 +24,13 @@ pub enum Noise {
 }
 
 /// Normal noise from four uniform values: light tails, mean 0, standard deviation 1.
-pub fn normal(rng: &mut Pcg64) -> f64 {
+pub(crate) fn normal(rng: &mut Pcg64) -> f64 {
     (0..4).map(|_| rng.random::<f64>() - 0.5).sum::<f64>() * 3f64.sqrt()
 }
 
 impl Noise {
     /// Log times of `rounds` rounds around zero, `speed` being the session's own.
-    pub fn rounds(self, rounds: usize, speed: f64, rng: &mut Pcg64) -> Vec<f64> {
+    pub(crate) fn rounds(self, rounds: usize, speed: f64, rng: &mut Pcg64) -> Vec<f64> {
         let mut state = normal(rng);
         (0..rounds)
             .map(|round| match self {
@@ -53,13 +53,13 @@ impl Noise {
 }
 
 /// The key of case number `index`.
-pub fn key(index: usize) -> CaseKey {
+pub(crate) fn key(index: usize) -> CaseKey {
     let case_id = format!("cpu/flash/softmax/prefill/full/f32/b1/h8:8/q{0}/k{0}/d64", index + 1);
     CaseKey { case_id, mode: Mode::Cold, threads: 2 }
 }
 
 /// A case that was measured.
-pub fn measured(index: usize, round_ns: Vec<f64>) -> SessionCase {
+pub(crate) fn measured(index: usize, round_ns: Vec<f64>) -> SessionCase {
     SessionCase {
         key: key(index),
         disposition: Disposition::Measured,
@@ -72,7 +72,7 @@ pub fn measured(index: usize, round_ns: Vec<f64>) -> SessionCase {
 }
 
 /// Sessions of one build whose cases are slower than the first build by `slowdowns`, in log times.
-pub fn sessions(
+pub(crate) fn sessions(
     name: &str,
     count: usize,
     rounds: usize,

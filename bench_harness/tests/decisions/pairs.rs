@@ -26,7 +26,8 @@ fn series(noise: Noise, slowdown: f64, rng: &mut Pcg64) -> Vec<f64> {
 
 /// Drives the machine to its decision; answers the verdicts and the pairs that were measured.
 fn decide(all: &[Vec<f64>]) -> (Vec<Verdict>, usize) {
-    let case = |index: usize| PairedCase { key: key(index), log_ratios: vec![], calibrated_error: None, is_closed: false };
+    let case =
+        |index: usize| PairedCase { key: key(index), log_ratios: vec![], calibrated_error: None, is_closed: false };
     let mut cases: Vec<PairedCase> = (0..all.len()).map(case).collect();
     for _ in 0..100 {
         match plan::next(&policy(), &Evidence::Pairs { cases: &cases, may_measure: true }) {
