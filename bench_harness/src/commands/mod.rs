@@ -1,9 +1,16 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod baseline;
+pub mod compare;
+pub mod completions;
+pub mod devices;
 pub mod eval;
+pub mod gate;
 pub mod kernels;
 pub mod run;
 pub mod scaling;
+pub mod schema;
+pub mod show;
 pub mod suites;
 pub mod terminal;
 pub mod worker;
@@ -50,10 +57,17 @@ impl From<Exit> for ExitCode {
 #[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
     Run(run::Args),
+    Show(show::Args),
+    Compare(compare::Args),
+    Gate(gate::Args),
+    Baseline(baseline::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
+    Devices(devices::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
     #[command(hide = true)]
     Worker(worker::Args),
 }
@@ -63,10 +77,17 @@ impl Command {
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
             Command::Run(args) => run::run(args),
+            Command::Show(args) => show::run(args),
+            Command::Compare(args) => compare::run(args),
+            Command::Gate(args) => gate::run(args),
+            Command::Baseline(args) => baseline::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),
+            Command::Devices(args) => devices::run(args),
+            Command::Schema(args) => schema::run(args),
+            Command::Completions(args) => completions::run(args),
             Command::Worker(args) => worker::run(args),
         }
     }

@@ -1,5 +1,6 @@
 //! How results are shown, one file a format.
 
+pub mod comparison;
 pub mod json;
 pub mod listing;
 pub mod scaling;
