@@ -327,6 +327,11 @@ impl TensorSet {
         self.tensors.iter().find(|(existing, _)| *existing == name).map(|(_, tensor)| tensor)
     }
 
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: TensorName) -> bool {
+        self.find(name).is_some()
+    }
+
     /// The tensor of that name. Panics where it is missing: which tensors exist follows from the problem.
     pub fn get(&self, name: TensorName) -> &Tensor {
         self.find(name).unwrap_or_else(|| panic!("the problem has a tensor {name:?}"))

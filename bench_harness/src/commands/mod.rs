@@ -1,5 +1,9 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod kernels;
+pub mod suites;
+pub mod terminal;
+
 use std::process::ExitCode;
 
 /// What a command came to. The numbers are the contract with CI; precedence 2 > 1 > 5 > 4 > 3 > 0, never a count.
@@ -36,11 +40,18 @@ impl From<Exit> for ExitCode {
 
 /// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
-pub enum Command {}
+#[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
+pub enum Command {
+    Suites(suites::Args),
+    Kernels(kernels::Args),
+}
 
 impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
-        match self {}
+        match self {
+            Command::Suites(args) => suites::run(args),
+            Command::Kernels(args) => kernels::run(args),
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod case_names;
 pub mod json;
+pub mod listing;
 pub mod table;
 pub mod units;
 

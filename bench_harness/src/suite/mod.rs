@@ -1,11 +1,36 @@
 //! Suite file -> checked suite -> matrices -> planned cases.
 //!
-//! Only the checked form runs: [`Suite`] is what the rest of the harness sees, and everything in it is legal.
+//! Only the checked form runs: [`Suite`] is what the rest of the harness sees, and everything in it is legal. The file is
+//! read in three steps, each a module: [`mod@raw`] knows the keys and types, [`mod@axes`] what each axis may be,
+//! [`mod@expand`] combines the axes and checks what comes out. Suite files are untrusted: every step has its limits, and
+//! whatever is wrong becomes one [`SuiteError`] with file, line and the way out.
 
+mod axes;
+mod error;
+mod estimate;
+mod expand;
+mod files;
+mod filter;
+pub mod presets;
+mod raw;
+mod settings;
+mod support;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use attn_kernels::kernel::Kernel;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, CaseKey, Mode};
+
+pub use error::SuiteError;
+pub use estimate::Estimate;
+pub use expand::{MAX_MATRIX_CASES, MAX_SUITE_CASES};
+pub use files::{SUITES_DIR, find, list};
+pub use filter::CaseGlob;
+pub use support::{Support, support};
 
 /// How the cases of a matrix are measured. Defaults are DESIGN's; a suite, a matrix or the command line overrides them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -63,6 +88,17 @@ impl PlannedCase {
     }
 }
 
+/// A matrix in words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MatrixInfo {
+    /// Its name.
+    pub name: String,
+    /// Why it is measured.
+    pub reason: String,
+    /// Its cases, those of earlier matrices left out.
+    pub cases: usize,
+}
+
 /// A checked suite.
 #[derive(Clone, Debug)]
 pub struct Suite {
@@ -74,6 +110,54 @@ pub struct Suite {
     pub hash: String,
     /// Seed of inputs and of the order of cases.
     pub seed: u64,
+    /// Its matrices, in the file's order.
+    pub matrices: Vec<MatrixInfo>,
     /// Every case, in the file's order, without duplicates.
     pub cases: Vec<PlannedCase>,
+}
+
+/// What a suite file does not say itself.
+#[derive(Clone, Copy)]
+pub struct Environment<'k> {
+    /// The built-in kernels: those that `kernels = "all"` and the names of provider `cpu` choose from.
+    pub kernels: &'k [&'k dyn Kernel],
+    /// Cores that this process may use: the default number of threads.
+    pub threads: usize,
+}
+
+impl Default for Environment<'static> {
+    /// The shipped kernels on this machine.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Environment { kernels: attn_kernels::cpu::KERNELS, threads }
+    }
+}
+
+impl Suite {
+    /// Reads and checks a suite file.
+    pub fn load(path: &std::path::Path) -> Result<Suite, SuiteError> {
+        Suite::load_in(path, &Environment::default())
+    }
+
+    /// Reads and checks a suite file with other kernels or threads than this machine's.
+    pub fn load_in(path: &std::path::Path, environment: &Environment<'_>) -> Result<Suite, SuiteError> {
+        let (name, bytes) = files::read(path)?;
+        Suite::parse(&name, &path.display().to_string(), &bytes, environment)
+    }
+
+    /// Checks the bytes of a suite file: `name` becomes the suite's, `file` stands in errors.
+    pub fn parse(name: &str, file: &str, bytes: &[u8], environment: &Environment<'_>) -> Result<Suite, SuiteError> {
+        let text = files::text(file, bytes)?;
+        let table = toml::de::DeTable::parse(text).map_err(|error| files::syntax_error(file, text, &error))?;
+        let raw = raw::read(table.get_ref(), environment.kernels).map_err(|fault| fault.place(file, text))?;
+        let (matrices, cases) = expand::expand(&raw, environment).map_err(|fault| fault.place(file, text))?;
+        Ok(Suite {
+            name: name.to_owned(),
+            description: raw.description,
+            hash: blake3::hash(bytes).to_hex().to_string(),
+            seed: raw.seed,
+            matrices,
+            cases,
+        })
+    }
 }

@@ -1,0 +1,391 @@
+//! Flash-decoding: what `split_kv` and `paged` share (Dao, Haziza, Massa and Sizov 2023, "Flash-Decoding for long-context
+//! inference"; the combination is that of partial softmaxes in Rabe and Staats 2021).
+//!
+//! The keys of a sequence are split; each split attends on its own, for the whole query group of a KV head at once, so
+//! that every key and value is read once; then the splits are combined by their log-sum-exp. How the keys are split follows
+//! from the problem alone, so the result is the same on any number of threads.
+//!
+//! Two regimes:
+//! * few rows a KV head (queries x group <= [`STREAM_ROWS`]): a task is one split of a sequence with *all* its KV heads. It
+//!   walks the tokens in blocks of [`STREAM_KEYS`] and, inside, the heads: memory is read nearly in order whatever the
+//!   layout. K and V are read at their stored width and never copied. Limit: the read bandwidth.
+//! * more rows (append): a task is a tile of up to [`TILE_ROWS`] rows of one KV head and one split; key blocks are packed
+//!   for the gemm as they come. Limit: the FMA rate.
+
+use std::ops::Range;
+
+use super::call::Call;
+use super::online::{TileShape, TileState, absorb, absorb_scores, finish, local, scale_in_place};
+use super::packed_kv::BlockPacker;
+use super::rows::{Row, key_ranges};
+use super::schedule::for_each_task;
+use super::score::alibi_slopes;
+use super::simd::Isa;
+use super::simd::pack::widen_row;
+use super::simd::stream;
+use crate::input::SharedMut;
+use crate::kernel::{KernelError, Plan, PlanContext};
+use crate::pattern::Visibility;
+use crate::problem::{AttentionProblem, Bias, Mechanism, Pattern, Phase};
+use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+
+/// Rows of a KV head up to which K and V are streamed.
+const STREAM_ROWS: usize = 16;
+/// Keys a block when streaming: the block's K and V of one head fit the first-level cache.
+const STREAM_KEYS: usize = 32;
+/// Rows a tile otherwise.
+const TILE_ROWS: usize = 192;
+/// Keys a block otherwise.
+const BLOCK_KEYS: usize = 128;
+/// Tasks wanted at least: several a thread on any usual machine, so that none waits long for the last.
+const WANTED_TASKS: usize = 128;
+/// Keys of a split at least: the combination then costs little beside reading them.
+const MIN_SPLIT_KEYS: usize = 256;
+
+/// What both kernels take, whatever the layout of K and V.
+pub(crate) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let refuse = |text: String| Err(KernelError::Unsupported(format!("{kernel} {text}")));
+    if problem.mechanism != Mechanism::Softmax {
+        return refuse(format!("computes softmax attention, not {}", problem.mechanism.name()));
+    }
+    if !matches!(problem.phase, Phase::Decode | Phase::Append) {
+        return refuse(format!("computes decode and append, not {}", problem.phase.name()));
+    }
+    if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
+        return refuse(format!("computes the patterns full and window, not {}", problem.pattern.name()));
+    }
+    if !matches!(problem.bias, Bias::None | Bias::Alibi) {
+        return refuse("takes no mask and no bias but alibi (naive and flash take every one)".into());
+    }
+    Ok(())
+}
+
+/// Part of the work: rows `rows` of KV heads `heads` of a sequence, over `keys`.
+struct SplitTask {
+    sequence: usize,
+    heads: Range<usize>,
+    /// Rows within a KV head: row = query * group + head in the group, so that later rows see later keys.
+    rows: Range<usize>,
+    keys: Range<usize>,
+    /// Where its partial results go: row r of KV head h is at `partial + h * rows_a_head + r`.
+    partial: usize,
+}
+
+/// One sequence.
+struct Sequence {
+    key_ranges: Vec<Range<usize>>,
+    offset: i64,
+    /// First partial row of the first split, and the number of splits.
+    partial: usize,
+    splits: usize,
+}
+
+struct Scratch {
+    rows: Vec<Row>,
+    key_offsets: Vec<usize>,
+    value_offsets: Vec<usize>,
+    queries: Tensor,
+    scores: Tensor,
+    packed: Tensor,
+    total: Tensor,
+}
+
+struct Layout {
+    problem: AttentionProblem,
+    isa: Isa,
+    dim_v: usize,
+    sequences: Vec<Sequence>,
+    tasks: Vec<SplitTask>,
+    streams: bool,
+    slopes: Vec<f32>,
+    rows_q: Rows,
+    rows_k: Rows,
+    rows_v: Rows,
+    rows_o: Rows,
+    packer: BlockPacker,
+}
+
+/// A plan of `split_kv` or `paged`.
+pub(crate) struct DecodePlan {
+    layout: Layout,
+    /// Largest score, sum and weighted values of every row of every split.
+    max: Tensor,
+    sum: Tensor,
+    out: Tensor,
+    scratches: Vec<Scratch>,
+}
+
+fn f32s(elements: usize) -> Tensor {
+    Tensor::zeros(ElementType::F32, &[elements])
+}
+
+impl DecodePlan {
+    /// Splits the keys and allocates the partial results.
+    pub(crate) fn new(isa: Isa, context: &PlanContext<'_>) -> Result<DecodePlan, KernelError> {
+        let problem = context.problem;
+        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+        let (lengths_q, lengths_kv) = (problem.lengths_q(), problem.lengths_kv());
+        let group = problem.group_size();
+        let longest = lengths_q.iter().copied().max().unwrap_or(0);
+        let streams = longest * group <= STREAM_ROWS;
+        let mut layout = Layout {
+            problem: problem.clone(),
+            isa,
+            dim_v: isa.pad(dim_v),
+            sequences: Vec::new(),
+            tasks: Vec::new(),
+            streams,
+            slopes: alibi_slopes(problem),
+            rows_q: Rows::of_queries(problem, dim_qk),
+            rows_k: Rows::of_keys(problem, dim_qk, context.static_tensors.find(TensorName::PageTable)),
+            rows_v: Rows::of_keys(problem, dim_v, context.static_tensors.find(TensorName::PageTable)),
+            rows_o: Rows::of_queries(problem, dim_v),
+            packer: BlockPacker { isa, block: BLOCK_KEYS, dim_qk, dim_v },
+        };
+        // Tasks that exist without splitting.
+        let tiles = (longest * group).div_ceil(TILE_ROWS).max(1) * problem.heads_kv;
+        let unsplit = if streams { problem.batch } else { problem.batch * tiles };
+        let mut partial = 0;
+        for (&len_q, &len_kv) in lengths_q.iter().zip(&lengths_kv) {
+            partial += layout.add_sequence(len_q, len_kv, WANTED_TASKS.div_ceil(unsplit.max(1)), partial);
+        }
+        layout.tasks.sort_by_cached_key(|task| std::cmp::Reverse(task.keys.len() * task.rows.len()));
+        let rows = if streams { longest * group * problem.heads_kv } else { TILE_ROWS };
+        let block = if streams { STREAM_KEYS } else { BLOCK_KEYS };
+        let scratch_rows = if streams { longest * group } else { TILE_ROWS };
+        let (queries, scores) = (rows * isa.pad(dim_qk), scratch_rows * block);
+        let packed = if streams { 0 } else { layout.packer.block_elements() };
+        let threads = context.threads.max(1);
+        context.check_workspace(
+            4 * (partial as u64 * (2 + layout.dim_v) as u64 + (threads * (queries + scores + packed)) as u64),
+        )?;
+        let scratch = || Scratch {
+            rows: Vec::with_capacity(rows),
+            key_offsets: vec![0; block],
+            value_offsets: vec![0; block],
+            queries: f32s(queries),
+            scores: f32s(scores),
+            packed: f32s(packed),
+            total: f32s(dim_v),
+        };
+        Ok(DecodePlan {
+            max: f32s(partial),
+            sum: f32s(partial),
+            out: f32s(partial * layout.dim_v),
+            scratches: (0..threads).map(|_| scratch()).collect(),
+            layout,
+        })
+    }
+}
+
+impl Layout {
+    /// Plans a sequence whose partial rows begin at `partial`; returns their number.
+    fn add_sequence(&mut self, len_q: usize, len_kv: usize, wanted_splits: usize, partial: usize) -> usize {
+        let visibility = Visibility::new(&self.problem, len_q, len_kv);
+        let key_ranges = key_ranges(&visibility);
+        let seen = key_ranges.iter().filter(|range| !range.is_empty());
+        let start = seen.clone().map(|range| range.start).min().unwrap_or(0);
+        let end = seen.map(|range| range.end).max().unwrap_or(0);
+        let block = if self.streams { STREAM_KEYS } else { BLOCK_KEYS };
+        let split = (end - start).div_ceil(wanted_splits).max(MIN_SPLIT_KEYS).next_multiple_of(block);
+        let splits = (end - start).div_ceil(split);
+        let (heads_kv, rows) = (self.problem.heads_kv, len_q * self.problem.group_size());
+        for index in 0..splits {
+            let from = start + index * split;
+            let keys = from..(from + split).min(end);
+            let sequence = self.sequences.len();
+            let partial = partial + index * heads_kv * rows;
+            if self.streams {
+                self.tasks.push(SplitTask { sequence, heads: 0..heads_kv, rows: 0..rows, keys, partial });
+                continue;
+            }
+            for head in 0..heads_kv {
+                for first in (0..rows).step_by(TILE_ROWS) {
+                    let rows = first..(first + TILE_ROWS).min(rows);
+                    let heads = head..head + 1;
+                    self.tasks.push(SplitTask { sequence, heads, rows, keys: keys.clone(), partial });
+                }
+            }
+        }
+        self.sequences.push(Sequence { key_ranges, offset: visibility.query_offset, partial, splits });
+        splits * heads_kv * rows
+    }
+
+    /// Row `row` of KV head `head`.
+    fn row(&self, sequence: &Sequence, head: usize, row: usize) -> Row {
+        let group = self.problem.group_size();
+        let query = row / group;
+        Row {
+            head: head * group + row % group,
+            query,
+            position: query as i64 + sequence.offset,
+            keys: sequence.key_ranges[query].clone(),
+        }
+    }
+
+    /// The rows of a task and their queries, scaled and padded to `padded` elements.
+    fn load(&self, task: &SplitTask, call: &Call<'_>, padded: usize, rows: &mut Vec<Row>, queries: &mut [f32]) {
+        let sequence = &self.sequences[task.sequence];
+        rows.clear();
+        for head in task.heads.clone() {
+            rows.extend(task.rows.clone().map(|row| self.row(sequence, head, row)));
+        }
+        for (row, out) in rows.iter().zip(queries.chunks_mut(padded)) {
+            let offset = self.rows_q.offset(task.sequence, row.head, row.query);
+            widen_row(self.isa, call.q, offset, self.problem.head_dim_qk, call.scale, out);
+        }
+    }
+
+    /// One split of a sequence, all KV heads, K and V streamed.
+    fn stream(&self, task: &SplitTask, call: &Call<'_>, partials: &Partials, scratch: &mut Scratch) {
+        let (dim_qk, dim_v, isa) = (self.problem.head_dim_qk, self.problem.head_dim_v, self.isa);
+        let padded = isa.pad(dim_qk);
+        let queries = scratch.queries.as_mut_slice::<f32>();
+        self.load(task, call, padded, &mut scratch.rows, queries);
+        let count = task.rows.len();
+        // SAFETY: each split has its own partial rows.
+        let (max, sum, out) = unsafe { partials.rows(task.partial, task.heads.len() * count, self.dim_v) };
+        max.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        out.fill(0.0);
+        for first in task.keys.clone().step_by(STREAM_KEYS) {
+            let len = STREAM_KEYS.min(task.keys.end - first);
+            let width = isa.pad(len);
+            for head in task.heads.clone() {
+                for token in 0..len {
+                    scratch.key_offsets[token] = self.rows_k.offset(task.sequence, head, first + token);
+                    scratch.value_offsets[token] = self.rows_v.offset(task.sequence, head, first + token);
+                }
+                let queries = &queries[head * count * padded..(head + 1) * count * padded];
+                let scores = &mut scratch.scores.as_mut_slice::<f32>()[..count * width];
+                let out = &mut out[head * count * self.dim_v..(head + 1) * count * self.dim_v];
+                stream::scores(isa, queries, dim_qk, call.k, &scratch.key_offsets[..len], scores, width);
+                for index in 0..count {
+                    let row = &scratch.rows[head * count + index];
+                    let seen = local(&call.rules.cut(&row.keys), first, len);
+                    let scores = &mut scores[index * width..(index + 1) * width];
+                    let (max, sum) = (&mut max[head * count + index], &mut sum[head * count + index]);
+                    let scale =
+                        absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
+                    if let Some(scale) = scale {
+                        scale_in_place(isa, &mut out[index * self.dim_v..(index + 1) * self.dim_v], scale);
+                    }
+                }
+                stream::accumulate(isa, scores, width, call.v, &scratch.value_offsets[..len], dim_v, out);
+            }
+        }
+    }
+
+    /// One tile of rows of one KV head over one split, K and V packed block by block.
+    fn tile(&self, task: &SplitTask, call: &Call<'_>, partials: &Partials, scratch: &mut Scratch) {
+        let dim_qk = self.problem.head_dim_qk;
+        let shape = TileShape { isa: self.isa, dim_qk, dim_v: self.dim_v };
+        let queries = scratch.queries.as_mut_slice::<f32>();
+        self.load(task, call, dim_qk, &mut scratch.rows, queries);
+        let rows_a_head = self.sequences[task.sequence].key_ranges.len() * self.problem.group_size();
+        let partial = task.partial + task.heads.start * rows_a_head + task.rows.start;
+        // SAFETY: each (split, KV head, row) belongs to one task.
+        let (max, sum, out) = unsafe { partials.rows(partial, task.rows.len(), self.dim_v) };
+        let mut state = TileState { max, sum, out, scores: scratch.scores.as_mut_slice() };
+        state.reset();
+        let seen = scratch.rows[0].keys.start..scratch.rows[task.rows.len() - 1].keys.end;
+        for first in task.keys.clone().step_by(BLOCK_KEYS) {
+            let len = BLOCK_KEYS.min(task.keys.end - first);
+            if local(&seen, first, len).is_empty() {
+                continue;
+            }
+            let packed = scratch.packed.as_mut_slice::<f32>();
+            self.packer.pack(
+                (call.k, &self.rows_k),
+                (call.v, &self.rows_v),
+                (task.sequence, task.heads.start),
+                (first, len),
+                &mut scratch.key_offsets,
+                packed,
+            );
+            let block = self.packer.view(packed, first, len);
+            absorb(shape, &call.rules, task.sequence, &scratch.rows, queries, block, &mut state);
+        }
+    }
+
+    /// Combines the splits of every row of a KV head and writes the row. `total` is scratch of d_v elements.
+    fn combine(&self, sequence: usize, head: usize, call: &Call<'_>, partials: &Partials, total: &mut [f32]) {
+        let index = sequence;
+        let sequence = &self.sequences[index];
+        let count = sequence.key_ranges.len() * self.problem.group_size();
+        let dim_v = self.problem.head_dim_v;
+        for row_index in 0..count {
+            let row = self.row(sequence, head, row_index);
+            let part = |split: usize| {
+                let partial = sequence.partial + (split * self.problem.heads_kv + head) * count + row_index;
+                // SAFETY: every split has been written, and from now on they are only read.
+                let (max, sum, out) = unsafe { partials.rows(partial, 1, self.dim_v) };
+                (max[0], sum[0], &out[..dim_v])
+            };
+            let top = (0..sequence.splits).map(|split| part(split).0).fold(f32::NEG_INFINITY, f32::max);
+            total.fill(0.0);
+            let mut sum = 0.0;
+            for split in 0..sequence.splits {
+                let (max, part_sum, out) = part(split);
+                if part_sum == 0.0 {
+                    continue;
+                }
+                let weight = (max - top).exp();
+                sum += weight * part_sum;
+                total.iter_mut().zip(out).for_each(|(total, &x)| *total += weight * x);
+            }
+            let (factor, lse) = finish(top, sum, call.sinks.map(|sinks| sinks[row.head]));
+            // SAFETY: each (sequence, head, query) is combined once.
+            unsafe {
+                call.o.write(self.rows_o.offset(index, row.head, row.query), total, factor);
+                if let Some(out) = &call.lse {
+                    out.write(index, row.head, row.query, lse);
+                }
+            }
+        }
+    }
+}
+
+/// The partial results, which threads write at rows of their own.
+struct Partials {
+    max: SharedMut<f32>,
+    sum: SharedMut<f32>,
+    out: SharedMut<f32>,
+}
+
+impl Partials {
+    /// # Safety
+    /// No two live results may overlap, unless they are only read.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn rows(&self, first: usize, count: usize, dim: usize) -> (&mut [f32], &mut [f32], &mut [f32]) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            (self.max.slice(first, count), self.sum.slice(first, count), self.out.slice(first * dim, count * dim))
+        }
+    }
+}
+
+impl Plan for DecodePlan {
+    fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
+        let layout = &self.layout;
+        let call = Call::new(&layout.problem, &layout.slopes, inputs, outputs);
+        let partials = Partials {
+            max: SharedMut::new(self.max.as_mut_slice()),
+            sum: SharedMut::new(self.sum.as_mut_slice()),
+            out: SharedMut::new(self.out.as_mut_slice()),
+        };
+        for_each_task(layout.tasks.len(), &mut self.scratches, |scratch, task| {
+            let task = &layout.tasks[task];
+            if layout.streams {
+                layout.stream(task, &call, &partials, scratch);
+            } else {
+                layout.tile(task, &call, &partials, scratch);
+            }
+        });
+        let heads = layout.problem.heads_kv;
+        for_each_task(layout.sequences.len() * heads, &mut self.scratches, |scratch, task| {
+            let total = &mut scratch.total.as_mut_slice::<f32>()[..layout.problem.head_dim_v];
+            layout.combine(task / heads, task % heads, &call, &partials, total);
+        });
+    }
+}

@@ -1,0 +1,112 @@
+//! Which instruction sets the machine has, and how a loop is compiled for each of them.
+
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{Portable, Simd};
+
+/// A loop that is compiled once an instruction set.
+///
+/// `run` and everything that it calls generically must be `#[inline(always)]`: only code that is inlined into
+/// [`Isa::run`]'s entry points gets their instruction set.
+pub trait Task {
+    /// What it returns.
+    type Output;
+    /// The loop on vectors of `S`.
+    fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// An instruction set that the running CPU has: values come from detection only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set of this CPU, the plainest first; the portable one is always there.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut found = vec![Isa(Kind::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            if avx2 {
+                found.push(Isa(Kind::Avx2));
+            }
+            if avx2 && is_x86_feature_detected!("avx512f") {
+                found.push(Isa(Kind::Avx512));
+            }
+        }
+        found
+    }
+
+    /// The widest instruction set of this CPU.
+    pub fn best() -> Isa {
+        *Isa::available().last().expect("the portable one is always there")
+    }
+
+    /// Its name: `portable`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+        }
+    }
+
+    /// f32 lanes of a vector.
+    pub fn lanes(self) -> usize {
+        match self.0 {
+            Kind::Portable => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Avx512::LANES,
+        }
+    }
+
+    /// Columns of a packed panel: two vectors.
+    pub fn panel(self) -> usize {
+        2 * self.lanes()
+    }
+
+    /// `n` rounded up to whole vectors.
+    pub fn pad(self, n: usize) -> usize {
+        n.next_multiple_of(self.lanes())
+    }
+
+    /// Runs a loop on this instruction set.
+    #[inline]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        match self.0 {
+            Kind::Portable => task.run::<Portable>(),
+            // SAFETY: a value of this kind exists only where AVX2, FMA and F16C were detected.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => unsafe { run_avx2(task) },
+            // SAFETY: a value of this kind exists only where AVX-512F and all of the above were detected.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { run_avx512(task) },
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<T: Task>(task: T) -> T::Output {
+    task.run::<Avx2>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+fn run_avx512<T: Task>(task: T) -> T::Output {
+    task.run::<Avx512>()
+}

@@ -1,0 +1,182 @@
+//! Rows of K and V as the packed operands of [`super::gemm`], and rows of any dtype as f32.
+
+use super::gemm::Packed;
+use super::isa::{Isa, Task};
+use super::vector::{Simd, Stored};
+use crate::tensor::Tensor;
+
+/// The size of a packed (depth, columns) operand.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedShape {
+    isa: Isa,
+    depth: usize,
+    columns: usize,
+}
+
+impl PackedShape {
+    /// The shape of `depth` rows and at least `columns` columns, padded with zeros to whole vectors.
+    pub fn new(isa: Isa, depth: usize, columns: usize) -> Self {
+        PackedShape { isa, depth, columns: isa.pad(columns) }
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.depth * self.columns
+    }
+
+    /// Whether there is nothing to pack.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The operand in packed memory.
+    pub fn view<'a>(&self, data: &'a [f32]) -> Packed<'a> {
+        Packed { data, panel_stride: self.depth * self.isa.panel() }
+    }
+}
+
+/// Runs an expression with a floating-point tensor's elements as a slice of their type.
+macro_rules! with_elements {
+    ($tensor:expr, $data:ident => $body:expr) => {
+        match $tensor.element() {
+            $crate::tensor::ElementType::F32 => {
+                let $data = $tensor.as_slice::<f32>();
+                $body
+            }
+            $crate::tensor::ElementType::F16 => {
+                let $data = $tensor.as_slice::<half::f16>();
+                $body
+            }
+            $crate::tensor::ElementType::Bf16 => {
+                let $data = $tensor.as_slice::<half::bf16>();
+                $body
+            }
+            other => unreachable!("{other:?} is no floating-point element"),
+        }
+    };
+}
+pub(crate) use with_elements;
+
+/// Packs the rows of `dim` elements that start at `offsets` as *columns*: B (dim, rows) = K^T. `out` has the length of
+/// `PackedShape::new(isa, dim, offsets.len())`.
+pub fn pack_columns(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, out: &mut [f32]) {
+    check(isa, tensor, offsets, dim);
+    assert_eq!(out.len(), dim * isa.pad(offsets.len()), "the packed operand has its shape's length");
+    with_elements!(tensor, data => isa.run(PackColumns { data, offsets, dim, out }));
+}
+
+/// Packs the rows of `dim` elements that start at `offsets` as *rows*: B (rows, dim) = V. Rows beyond the offsets up to
+/// `depth` become zeros. `out` has the length of `PackedShape::new(isa, depth, dim)`.
+pub fn pack_rows(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, depth: usize, out: &mut [f32]) {
+    check(isa, tensor, offsets, dim);
+    assert!(offsets.len() <= depth, "the depth holds every row");
+    assert_eq!(out.len(), depth * isa.pad(dim), "the packed operand has its shape's length");
+    with_elements!(tensor, data => isa.run(PackRows { data, offsets, dim, depth, out }));
+}
+
+/// out = factor * the row at `offset`, widened, then zeros.
+pub fn widen_row(isa: Isa, tensor: &Tensor, offset: usize, dim: usize, factor: f32, out: &mut [f32]) {
+    check(isa, tensor, &[offset], dim);
+    out[dim..].fill(0.0);
+    let out = &mut out[..dim];
+    with_elements!(tensor, data => isa.run(Widen { row: &data[offset..offset + dim], factor, out }));
+}
+
+fn check(_isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize) {
+    assert!(offsets.iter().all(|&offset| offset + dim <= tensor.len()), "every row is inside the tensor");
+}
+
+struct PackColumns<'a, T> {
+    data: &'a [T],
+    offsets: &'a [usize],
+    dim: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Stored> Task for PackColumns<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let panel = 2 * S::LANES;
+        let mut out = self.out;
+        for offsets in self.offsets.chunks(panel) {
+            let width = offsets.len().next_multiple_of(S::LANES);
+            let (block, rest) = out.split_at_mut(self.dim * width);
+            out = rest;
+            if offsets.len() < width {
+                block.fill(0.0);
+            }
+            // Sixteen elements of every row at a time: the lines that are written stay in the first-level cache.
+            for start in (0..self.dim).step_by(16) {
+                let end = (start + 16).min(self.dim);
+                for (column, &offset) in offsets.iter().enumerate() {
+                    for (x, element) in (start..end).zip(&self.data[offset + start..offset + end]) {
+                        block[x * width + column] = element.to_f32();
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct PackRows<'a, T> {
+    data: &'a [T],
+    offsets: &'a [usize],
+    dim: usize,
+    depth: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Stored> Task for PackRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let panel = 2 * S::LANES;
+        for start in (0..self.dim).step_by(panel) {
+            let used = panel.min(self.dim - start);
+            let width = used.next_multiple_of(S::LANES);
+            let block = &mut self.out[start * self.depth..][..self.depth * width];
+            for (row, &offset) in block.chunks_exact_mut(width).zip(self.offsets) {
+                widen::<S, T>(&self.data[offset + start..offset + start + used], S::splat(1.0), &mut row[..used]);
+                row[used..].fill(0.0);
+            }
+            block[self.offsets.len() * width..].fill(0.0);
+        }
+    }
+}
+
+struct Widen<'a, T> {
+    row: &'a [T],
+    factor: f32,
+    out: &'a mut [f32],
+}
+
+impl<T: Stored> Task for Widen<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        widen::<S, T>(self.row, S::splat(self.factor), self.out);
+    }
+}
+
+/// out = factor * row.
+#[inline(always)]
+fn widen<S: Simd, T: Stored>(row: &[T], factor: S::V, out: &mut [f32]) {
+    let whole = row.len().min(out.len()) / S::LANES * S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: LANES elements from i on are inside both.
+        unsafe { S::store(out.as_mut_ptr().add(i), S::mul(T::load::<S>(row.as_ptr().add(i)), factor)) };
+    }
+    let mut lanes = [0f32; super::vector::MAX_LANES];
+    let tail = row.len().min(out.len()) - whole;
+    if tail > 0 {
+        // SAFETY: `tail` elements remain in the row, and the buffer has at least LANES.
+        unsafe {
+            S::store(lanes.as_mut_ptr(), S::mul(T::load_head::<S>(row.as_ptr().add(whole), tail), factor));
+        }
+        out[whole..whole + tail].copy_from_slice(&lanes[..tail]);
+    }
+}
