@@ -24,11 +24,13 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Every outcome, most important first.
+    pub const ALL: [Exit; 6] =
+        [Exit::Usage, Exit::Regression, Exit::Failed, Exit::NotComparable, Exit::Undecided, Exit::Pass];
+
     /// The more important of two outcomes.
     pub fn and(self, other: Exit) -> Exit {
-        const PRECEDENCE: [Exit; 6] =
-            [Exit::Usage, Exit::Regression, Exit::Failed, Exit::NotComparable, Exit::Undecided, Exit::Pass];
-        PRECEDENCE.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(Exit::Pass)
+        Exit::ALL.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(Exit::Pass)
     }
 }
 
