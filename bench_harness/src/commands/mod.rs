@@ -1,6 +1,11 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod baseline;
+pub mod completions;
+pub mod devices;
 pub mod kernels;
+pub mod schema;
+pub mod show;
 pub mod suites;
 pub mod terminal;
 
@@ -44,16 +49,26 @@ impl From<Exit> for ExitCode {
 #[derive(clap::Subcommand, Debug)]
 #[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
+    Show(show::Args),
+    Baseline(baseline::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
+    Devices(devices::Args),
+    Schema(schema::Args),
+    Completions(completions::Args),
 }
 
 impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
+            Command::Show(args) => show::run(args),
+            Command::Baseline(args) => baseline::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),
+            Command::Devices(args) => devices::run(args),
+            Command::Schema(args) => schema::run(args),
+            Command::Completions(args) => completions::run(args),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{Exit, terminal};
 use crate::metric::{Estimate, METRICS, latency};
 use crate::record::{CaseResult, CaseRound, Disposition, Record, RunInfo, file};
 use crate::report::{samples, table};
-use crate::suite::filter::CaseGlob;
+use crate::suite::CaseGlob;
 
 /// Show what a record says of every case
 #[derive(clap::Args, Debug)]

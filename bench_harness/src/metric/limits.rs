@@ -49,7 +49,7 @@ impl Metric for PercentOfLimit {
 /// whichever takes longer. `None` unless both ceilings were measured, since the missing one could be the lower.
 pub fn limit_ns(case: &CaseResult, record: &Record) -> Option<f64> {
     let ceilings = ceilings(case, record);
-    let memory = case.work.bytes as f64 / ceilings.bytes_per_s?;
+    let memory = case.work.bytes() as f64 / ceilings.bytes_per_s?;
     let compute = case.work.flops as f64 / ceilings.flops_per_s?;
     Some(1e9 * memory.max(compute)).filter(|ns| *ns > 0.0)
 }
@@ -71,7 +71,7 @@ pub fn ceilings(case: &CaseResult, record: &Record) -> Ceilings {
         .collect();
     let fits = |control: &&&ControlResult| match case.key.mode {
         Mode::Cold => true,
-        Mode::Hot => u128::from(control.working_set_bytes) >= case.work.bytes as u128,
+        Mode::Hot => u128::from(control.working_set_bytes) >= case.work.bytes() as u128,
     };
     let holding: Vec<&ControlResult> = memory.iter().filter(fits).copied().collect();
     let largest = memory.iter().map(|control| control.working_set_bytes).max();

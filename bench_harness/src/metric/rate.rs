@@ -43,6 +43,6 @@ impl Metric for Bandwidth {
 
     fn value(&self, case: &CaseResult, record: &Record) -> Option<Estimate> {
         // Bytes a nanosecond are gigabytes a second.
-        Some(LatencyMedian.value(case, record)?.under(case.work.bytes as f64))
+        Some(LatencyMedian.value(case, record)?.under(case.work.bytes() as f64))
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! Everything here is pure: what is printed depends on the data and the [`Style`] alone.
 
+pub mod baselines;
 pub mod case_names;
+pub mod comparison;
+pub mod devices;
 pub mod json;
 pub mod listing;
+pub mod samples;
 pub mod table;
 pub mod units;
 

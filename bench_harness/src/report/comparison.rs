@@ -1,0 +1,202 @@
+//! Comparisons: the verdicts that need somebody first, what did not change last and briefly.
+
+use super::baselines::grid;
+use super::case_names::group_names;
+use super::{Style, Tone, printable, units, wrap};
+use crate::compare::{CaseComparison, Comparison, Difference, Side, Verdict};
+
+/// In the order in which a reader wants them.
+const ORDER: [Verdict; 5] =
+    [Verdict::Regressed, Verdict::NotComparable, Verdict::Inconclusive, Verdict::Improved, Verdict::Unchanged];
+
+/// Columns that the figures beside the case's name take.
+const FIGURES_WIDTH: usize = 54;
+
+/// Both sides, what differs between them, and a table a verdict. Unchanged cases are counted only, unless `all` are wanted.
+pub fn comparison_text(comparison: &Comparison, all: bool, style: Style) -> String {
+    let mut lines = Vec::new();
+    let mut say = |text: String, tone: Tone| {
+        lines.extend(wrap(&printable(&text), style.width, &[' ']).iter().map(|line| style.paint(tone, line)));
+    };
+    say(format!("base: {}", side_text(&comparison.base)), Tone::Plain);
+    say(format!("head: {}", side_text(&comparison.head)), Tone::Plain);
+    for difference in &comparison.fingerprint {
+        say(format!("fingerprint differs: {}", difference_text(difference)), Tone::Bad);
+    }
+    for difference in &comparison.provenance {
+        say(format!("differs: {}", difference_text(difference)), Tone::Plain);
+    }
+    for note in &comparison.notes {
+        say(format!("note: {note}"), Tone::Doubtful);
+    }
+
+    for verdict in ORDER {
+        let cases: Vec<&CaseComparison> = comparison.cases.iter().filter(|case| case.verdict == verdict).collect();
+        if cases.is_empty() || (verdict == Verdict::Unchanged && !all) {
+            continue;
+        }
+        lines.push(String::new());
+        lines.push(style.paint(tone_of(verdict), &format!("{}: {}", verdict.name(), cases.len())));
+        lines.extend(verdict_table(&cases, style));
+    }
+    lines.push(String::new());
+    lines.push(style.bold(&counts_text(comparison)));
+    lines.join("\n") + "\n"
+}
+
+/// How many cases have which verdict: `1 regressed, 41 unchanged`.
+pub fn counts_text(comparison: &Comparison) -> String {
+    let counts: Vec<String> = ORDER
+        .iter()
+        .map(|verdict| (verdict, comparison.cases.iter().filter(|case| case.verdict == *verdict).count()))
+        .filter(|(_, count)| *count > 0)
+        .map(|(verdict, count)| format!("{count} {}", verdict.name()))
+        .collect();
+    if counts.is_empty() { "no cases".to_owned() } else { counts.join(", ") }
+}
+
+/// A row a case with its latencies, and below it the reason.
+fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
+    let keys: Vec<_> = cases.iter().map(|case| &case.key).collect();
+    let names = group_names(&keys);
+    let room = style.width.saturating_sub(FIGURES_WIDTH).max(16);
+    let rows: Vec<Vec<String>> = cases
+        .iter()
+        .zip(&names.names)
+        .map(|(case, name)| {
+            let latency = case.metric("latency_ns_median");
+            let time = |ns: Option<f64>| ns.map_or(units::NOTHING.to_owned(), units::nanoseconds);
+            let finding = latency.map(|latency| &latency.finding);
+            let ratio = finding.and_then(|finding| finding.ratio);
+            vec![
+                wrap(&printable(name), room, &['/']).join("\n"),
+                time(latency.and_then(|latency| latency.base)),
+                time(latency.and_then(|latency| latency.head)),
+                ratio.map_or(units::NOTHING.to_owned(), |ratio| units::signed_percent(ratio.value - 1.0)),
+                finding.and_then(|finding| finding.mde).map_or(units::NOTHING.to_owned(), units::percent),
+            ]
+        })
+        .collect();
+    let mut lines: Vec<String> = wrap(&printable(&names.heading), style.width, &['/', ' ']);
+    lines.extend(grid(&["case", "base", "head", "change", "detectable"], &[1, 2, 3, 4], &rows));
+
+    // Cases with one reason share it.
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (case, name) in cases.iter().zip(&names.names) {
+        match reasons.iter_mut().find(|(reason, _)| *reason == case.reason) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((&case.reason, vec![name])),
+        }
+    }
+    for (reason, named) in reasons.into_iter().filter(|(reason, _)| !reason.is_empty()) {
+        let who = if named.len() == cases.len() && named.len() > 1 { "all".to_owned() } else { named.join(", ") };
+        let text = wrap(&printable(&format!("{who}: {reason}")), style.width.saturating_sub(4), &[' ', '/']);
+        lines.extend(text.iter().enumerate().map(|(at, line)| format!("{}{line}", if at == 0 { "  " } else { "    " })));
+    }
+    lines
+}
+
+fn side_text(side: &Side) -> String {
+    let commits: Vec<&str> = side.commits.iter().map(|commit| short(commit)).collect();
+    let runs = match side.runs.len() {
+        1 => format!("run {}", side.runs[0]),
+        count => format!("{count} sessions"),
+    };
+    let at = if commits.is_empty() { String::new() } else { format!(" at {}", commits.join(", ")) };
+    format!("{}, {runs}{at}", side.suite)
+}
+
+/// The first ten digits of a commit; what follows the digits (`-dirty`) stays away, as the full id does.
+fn short(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
+}
+
+fn difference_text(difference: &Difference) -> String {
+    let shown = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
+    format!("{}: {} on base, {} on head", difference.field, shown(&difference.base), shown(&difference.head))
+}
+
+fn tone_of(verdict: Verdict) -> Tone {
+    match verdict {
+        Verdict::Regressed => Tone::Bad,
+        Verdict::NotComparable | Verdict::Inconclusive => Tone::Doubtful,
+        Verdict::Improved => Tone::Good,
+        Verdict::Unchanged => Tone::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::{Baseline, compare};
+    use crate::gate::policy::Policy;
+    use crate::record::{Disposition, Record, sample};
+
+    /// Head is slower in one case, faster in another, broken in a third, and has a new one.
+    fn comparison() -> Comparison {
+        let run = |id: &str, cases| Record { cases, ..with_id(id) };
+        let base = vec![
+            sample::measured("flash", 256, 1_000_000.0),
+            sample::measured("flash", 1024, 20_000_000.0),
+            sample::measured("naive", 1024, 45_000_000.0),
+            sample::measured("flash1", 1024, 30_000_000.0),
+        ];
+        let head = vec![
+            sample::measured("flash", 256, 1_300_000.0),
+            sample::measured("flash", 1024, 20_000_000.0),
+            sample::measured("naive", 1024, 30_000_000.0),
+            sample::failed("flash1", 1024, Disposition::Incorrect, "o: a key block is missing"),
+            sample::measured("flash", 2048, 80_000_000.0),
+        ];
+        let base = Baseline::from_records("x", &[run("base", base)]).unwrap();
+        let mut head = Baseline::from_records("x", &[run("head", head)]).unwrap();
+        head.sessions[0].provenance.insert("build_rustc".into(), "rustc 1.96.0".into());
+        compare(&base, &head, &Policy::default())
+    }
+
+    fn with_id(id: &str) -> Record {
+        let mut record = sample::record();
+        record.run.id = id.into();
+        record
+    }
+
+    fn text(all: bool, width: usize) -> String {
+        comparison_text(&comparison(), all, Style { width, colour: false })
+    }
+
+    #[test]
+    fn at_80_columns() {
+        insta::assert_snapshot!(text(true, 80));
+    }
+
+    #[test]
+    fn at_100_columns() {
+        insta::assert_snapshot!(text(true, 100));
+    }
+
+    #[test]
+    fn at_140_columns() {
+        insta::assert_snapshot!(text(false, 140));
+    }
+
+    #[test]
+    fn lines_keep_the_width() {
+        for width in [72, 80, 100, 140] {
+            let text = text(true, width);
+            let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= width, "{longest} columns of {width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn other_machines_are_named() {
+        let base = Baseline::from_records("x", &[with_id("base")]).unwrap();
+        let mut other = with_id("head");
+        other.fingerprint.insert("cpu_model".into(), "Another CPU".into());
+        let head = Baseline::from_records("x", &[other]).unwrap();
+        let comparison = compare(&base, &head, &Policy::default());
+        let text = comparison_text(&comparison, false, Style { width: 100, colour: false });
+        let named = "fingerprint differs: cpu_model: `Example CPU 9000` on base, `Another CPU` on head";
+        assert!(text.contains(named), "{text}");
+    }
+}
