@@ -1,8 +1,10 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod baseline;
+pub mod compare;
 pub mod completions;
 pub mod devices;
+pub mod gate;
 pub mod kernels;
 pub mod schema;
 pub mod show;
@@ -50,6 +52,8 @@ impl From<Exit> for ExitCode {
 #[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
     Show(show::Args),
+    Compare(compare::CompareArgs),
+    Gate(gate::GateArgs),
     Baseline(baseline::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
@@ -63,6 +67,8 @@ impl Command {
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
             Command::Show(args) => show::run(args),
+            Command::Compare(args) => compare::run(args),
+            Command::Gate(args) => gate::run(args),
             Command::Baseline(args) => baseline::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),

@@ -135,7 +135,9 @@ pub enum BaselineError {
         other: String,
     },
     /// Runs on different machines or under different policies.
-    #[error("adding run `{run}` to the baseline: its fingerprint differs in {fields}; save it as a baseline of its own")]
+    #[error(
+        "adding run `{run}` to the baseline: its fingerprint differs in {fields}; save it as a baseline of its own"
+    )]
     OtherFingerprint {
         /// The run.
         run: String,
@@ -289,4 +291,59 @@ impl SessionCase {
 /// A number with [`SIGNIFICANT_DIGITS`]. Through decimal text, so that it also prints with that many.
 fn rounded(value: f64) -> f64 {
     format!("{value:.*e}", SIGNIFICANT_DIGITS as usize - 1).parse().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::sample;
+
+    fn record(id: &str, started_at: &str) -> Record {
+        let mut record = sample::record();
+        record.run.id = id.to_owned();
+        record.run.started_at = started_at.to_owned();
+        record
+    }
+
+    #[test]
+    fn five_digits_are_kept() {
+        for (value, kept) in
+            [(1_234_567.8, 1_234_600.0), (0.000_012_345_67, 0.000_012_346), (0.0, 0.0), (-99_999.9, -1e5)]
+        {
+            assert_eq!(rounded(value), kept);
+        }
+    }
+
+    #[test]
+    fn sessions_are_in_order_and_survive_json() {
+        let runs = [record("b", "2026-02-01T00:00:00Z"), record("a", "2026-01-01T00:00:00Z")];
+        let baseline = Baseline::from_records("example", &runs).unwrap();
+        assert_eq!(baseline.sessions.iter().map(|session| &session.run_id[..]).collect::<Vec<_>>(), ["a", "b"]);
+        let text = serde_json::to_string(&baseline).unwrap();
+        assert_eq!(serde_json::from_str::<Baseline>(&text).unwrap(), baseline);
+        let session = &baseline.sessions[0];
+        assert_eq!(session.cases.len(), runs[0].cases.len(), "every planned case has a row");
+        let measured = &session.cases[0];
+        assert_eq!((measured.round_ns.len(), measured.extra_peak_bytes), (2, Some((3 << 20, 3 << 20))));
+        let error = measured.errors[&TensorName::O];
+        assert_eq!((error.relative_l2, error.allowed_relative_l2, error.calls), (1.25e-7, 1e-5, 2));
+        let failed = session.cases.iter().find(|case| case.disposition == Disposition::Incorrect).unwrap();
+        assert!(failed.round_ns.is_empty() && failed.reason.is_some());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        assert_eq!(Baseline::from_records("example", &[]), Err(BaselineError::NoRecord));
+        let baseline = Baseline::from_records("example", &[record("a", "2026-01-01T00:00:00Z")]).unwrap();
+        let message = |record: &Record| baseline.clone().with_session(record).unwrap_err().to_string();
+        assert_eq!(
+            message(&record("a", "2026-01-02T00:00:00Z")),
+            "adding run `a` to the baseline: it is already there"
+        );
+        let mut other = record("b", "2026-01-02T00:00:00Z");
+        other.fingerprint.insert("cpu_model".into(), "Other".into());
+        assert!(message(&other).contains("`cpu_model` (`Example CPU 9000` against `Other`)"), "{}", message(&other));
+        other.run.suite = "prefill".into();
+        assert!(message(&other).contains("it ran suite `prefill`"), "{}", message(&other));
+    }
 }

@@ -16,7 +16,8 @@ pub fn memory(base: &[&SessionCase], head: &[&SessionCase], policy: &Policy) -> 
     };
     let (base_low, base_high) = range(base)?;
     let (head_low, head_high) = range(head)?;
-    let allowed = |bytes: u64| bytes.saturating_add(policy.memory_slack_bytes.max((bytes as f64 * policy.memory_share) as u64));
+    let allowed =
+        |bytes: u64| bytes.saturating_add(policy.memory_slack_bytes.max((bytes as f64 * policy.memory_share) as u64));
     let (verdict, reason) = if head_low > allowed(base_high) {
         (Verdict::Regressed, format!("{} bytes more in every round", head_low - base_high))
     } else if base_low > allowed(head_high) {
@@ -33,7 +34,8 @@ pub fn memory(base: &[&SessionCase], head: &[&SessionCase], policy: &Policy) -> 
 /// Relative L2 error: regressed where the median of a tensor grew by more than `accuracy_ratio` and by more than
 /// `accuracy_rise` of its tolerance; the worst tensor speaks. `None` where the sides share no verified tensor.
 pub fn accuracy(base: &[&SessionCase], head: &[&SessionCase], policy: &Policy) -> Option<(f64, f64, Finding)> {
-    let tensors: std::collections::BTreeSet<TensorName> = base.iter().flat_map(|case| case.errors.keys().copied()).collect();
+    let tensors: std::collections::BTreeSet<TensorName> =
+        base.iter().flat_map(|case| case.errors.keys().copied()).collect();
     let judged = tensors.into_iter().filter_map(|tensor| {
         let (base, head) = (typical(base, tensor)?, typical(head, tensor)?);
         Some(tensor_accuracy(tensor, base, head, policy))
@@ -56,7 +58,10 @@ fn tensor_accuracy(tensor: TensorName, base: SessionError, head: SessionError, p
     let worse = |from: f64, to: f64| to > policy.accuracy_ratio * from && to - from > step;
     let numbers = format!("{tensor:?}: {before:.1e} to {after:.1e} over {} calls", head.calls);
     let (verdict, reason) = if worse(before, after) {
-        (Verdict::Regressed, format!("{numbers}, a rise of {} of the tolerance", percent((after - before) / head.allowed_relative_l2)))
+        (
+            Verdict::Regressed,
+            format!("{numbers}, a rise of {} of the tolerance", percent((after - before) / head.allowed_relative_l2)),
+        )
     } else if worse(after, before) {
         (Verdict::Improved, numbers)
     } else {

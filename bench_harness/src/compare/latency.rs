@@ -51,7 +51,8 @@ pub fn judge(cases: &[StoredCase], policy: &Policy) -> Vec<Finding> {
         .collect();
 
     let mut rng = Pcg64::seed_from_u64(policy.seed);
-    let tested: Vec<usize> = (0..cases.len()).filter(|&i| effects[i].is_some_and(|effect| effect.tests_sessions)).collect();
+    let tested: Vec<usize> =
+        (0..cases.len()).filter(|&i| effects[i].is_some_and(|effect| effect.tests_sessions)).collect();
     let draws = (100.0 * tested.len() as f64 / policy.false_discovery_rate).ceil() as usize;
     let mut family = |alternative: Alternative| -> (Vec<f64>, Vec<bool>) {
         let p: Vec<f64> = tested
@@ -190,8 +191,8 @@ impl Effect {
     fn of(base: &Side, head: &Side, typical: &Typical, drift: f64, policy: &Policy) -> Option<Effect> {
         let (base_sessions, head_sessions) = (base.medians.len(), head.medians.len());
         let estimate = match (&base.sessions[..], &head.sessions[..]) {
-            ([base], [head]) => hodges_lehmann::two_sample(base, head, 0.95)?.estimate,
-            _ => hodges_lehmann::two_sample(&base.medians, &head.medians, 0.95)?.estimate,
+            ([base], [head]) => hodges_lehmann::two_sample_estimate(base, head)?,
+            _ => hodges_lehmann::two_sample_estimate(&base.medians, &head.medians)?,
         };
         let rounds = |side: &Side| {
             let deviation = side.round_deviation().unwrap_or(0.0).max(typical.round_deviation);
@@ -228,10 +229,14 @@ impl Effect {
         let called = |side: f64| if side > 0.0 { Verdict::Regressed } else { Verdict::Improved };
         let beyond = estimate.abs() - drift;
         let clear = beyond - policy.gross_standard_errors * self.error;
-        let drifted = if drift >= 0.001 { format!(", controls moved by {}", percent(drift.exp_m1())) } else { String::new() };
+        let drifted =
+            if drift >= 0.001 { format!(", controls moved by {}", percent(drift.exp_m1())) } else { String::new() };
         if beyond > policy.gross_threshold.ln_1p() && clear > policy.margin.ln_1p() {
             let threshold = percent(policy.gross_threshold);
-            return (called(estimate), format!("{}, beyond the gross threshold of {threshold}{drifted}", change(estimate)));
+            return (
+                called(estimate),
+                format!("{}, beyond the gross threshold of {threshold}{drifted}", change(estimate)),
+            );
         }
         let floor = policy.floor.ln_1p().max(policy.floor_standard_errors * self.error);
         if let Some(test) = test
@@ -240,7 +245,10 @@ impl Effect {
         {
             let sessions = format!("{} against {} sessions", self.head_sessions, self.base_sessions);
             let floor = percent(floor.exp_m1());
-            return (called(estimate), format!("{}, {sessions}, beyond the floor of {floor}{drifted}", change(estimate)));
+            return (
+                called(estimate),
+                format!("{}, {sessions}, beyond the floor of {floor}{drifted}", change(estimate)),
+            );
         }
         let margin = policy.margin.ln_1p();
         let bound = estimate + self.bound_score(0.95) * self.error + drift;
@@ -279,7 +287,8 @@ impl Effect {
         let luck = self.bound_score(policy.power) * self.error;
         let gross = policy.gross_threshold.ln_1p();
         let clear = policy.margin.ln_1p() + policy.gross_standard_errors * self.error;
-        let by_gross = gross.max(clear) + self.drift + luck;
+        // Drift is taken off, and is about as uncertain as the estimate: two independent errors.
+        let by_gross = gross.max(clear) + self.drift + luck * std::f64::consts::SQRT_2;
         let Some(test) = test else { return by_gross };
         let alone = policy.false_discovery_rate / test.family as f64;
         if test.smallest_p > alone {

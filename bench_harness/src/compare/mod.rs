@@ -15,7 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use baseline::{
-    BASELINE_VERSION, Baseline, BaselineError, Difference, Session, SessionCase, SessionControl, SessionError, differences,
+    BASELINE_VERSION, Baseline, BaselineError, Difference, Session, SessionCase, SessionControl, SessionError,
+    differences,
 };
 pub use drift::Drift;
 pub use latency::StoredCase;
@@ -140,7 +141,9 @@ impl Side {
         let mut commits: Vec<String> = baseline
             .sessions
             .iter()
-            .filter_map(|session| Some(format!("{}{}", session.commit.as_ref()?, if session.dirty { "-dirty" } else { "" })))
+            .filter_map(|session| {
+                Some(format!("{}{}", session.commit.as_ref()?, if session.dirty { "-dirty" } else { "" }))
+            })
             .collect();
         commits.dedup();
         let runs = baseline.sessions.iter().map(|session| session.run_id.clone()).collect();
@@ -154,7 +157,8 @@ fn latest_provenance(baseline: &Baseline) -> BTreeMap<String, String> {
 
 fn notes(base: &Baseline, head: &Baseline, drift: &BTreeMap<String, Drift>) -> Vec<String> {
     let mut notes = Vec::new();
-    let hashes = |side: &Baseline| side.sessions.iter().map(|session| session.suite_hash.clone()).collect::<BTreeSet<_>>();
+    let hashes =
+        |side: &Baseline| side.sessions.iter().map(|session| session.suite_hash.clone()).collect::<BTreeSet<_>>();
     if base.suite != head.suite {
         notes.push(format!("base ran suite `{}`, head ran `{}`", base.suite, head.suite));
     } else if hashes(base) != hashes(head) {
@@ -265,9 +269,10 @@ impl Pairing<'_> {
                 (Verdict::Regressed, format!("measured on base, {} on head{}", now.name(), because(&self.head)))
             }
             (Some(was), Some(Measured)) => (Verdict::Improved, format!("{} on base, measured on head", was.name())),
-            (Some(was), Some(now)) if was.is_failure() && now.is_failure() => {
-                (Verdict::Inconclusive, format!("{} on base, {} on head{}", was.name(), now.name(), because(&self.head)))
-            }
+            (Some(was), Some(now)) if was.is_failure() && now.is_failure() => (
+                Verdict::Inconclusive,
+                format!("{} on base, {} on head{}", was.name(), now.name(), because(&self.head)),
+            ),
             (Some(was), Some(now)) if was == now => (Verdict::Unchanged, format!("{} on both sides", now.name())),
             (Some(was), Some(now)) => {
                 let verdict = if now.is_failure() { Verdict::Regressed } else { Verdict::Inconclusive };
@@ -287,7 +292,8 @@ fn judge_latency(
     let sides: BTreeMap<CaseKey, Pairing> =
         pairings(base, head).into_iter().map(|pairing| (pairing.key.clone(), pairing)).collect();
     let rounds = |cases: &[&SessionCase]| cases.iter().map(|case| case.round_ns.clone()).collect::<Vec<_>>();
-    let value = |sessions: &[Vec<f64>]| median(&sessions.iter().filter_map(|rounds| median(rounds)).collect::<Vec<_>>());
+    let value =
+        |sessions: &[Vec<f64>]| median(&sessions.iter().filter_map(|rounds| median(rounds)).collect::<Vec<_>>());
     let both = |case: &CaseComparison| [case.base, case.head] == [Some(Disposition::Measured); 2];
     let mut judged = Vec::new();
     let mut stored = Vec::new();

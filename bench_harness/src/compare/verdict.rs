@@ -77,7 +77,13 @@ pub(crate) fn percent(share: f64) -> String {
 
 /// About two significant digits, without exponents.
 fn significant(value: f64) -> String {
-    let digits = if value >= 9.95 { 0 } else if value >= 0.995 { 1 } else { 2 };
+    let digits = if value >= 9.95 {
+        0
+    } else if value >= 0.995 {
+        1
+    } else {
+        2
+    };
     let text = format!("{value:.digits$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }

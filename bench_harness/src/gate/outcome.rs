@@ -33,7 +33,12 @@ pub struct GateReport {
 ///
 /// # Errors
 /// No head, or heads that are no sessions of one kind: other suites, other fingerprints, one run twice.
-pub fn judge(heads: &[Record], baseline: &Baseline, policy: &Policy, strict: bool) -> Result<GateReport, BaselineError> {
+pub fn judge(
+    heads: &[Record],
+    baseline: &Baseline,
+    policy: &Policy,
+    strict: bool,
+) -> Result<GateReport, BaselineError> {
     let head = Baseline::from_records(&baseline.device, heads)?;
     let comparison = compare(baseline, &head, policy);
     let is_complete = head.sessions.iter().all(|session| session.complete);
@@ -52,9 +57,8 @@ pub fn report(comparison: Comparison, is_complete: bool, policy: &Policy, strict
         .collect();
     let median_mde = median(&mdes).filter(|&mde| mde < f64::MAX);
 
-    let count = |verdict: Verdict| {
-        comparison.cases.iter().filter(|case| !case.is_new() && case.verdict == verdict).count()
-    };
+    let count =
+        |verdict: Verdict| comparison.cases.iter().filter(|case| !case.is_new() && case.verdict == verdict).count();
     let (regressed, incomparable, inconclusive) =
         (count(Verdict::Regressed), count(Verdict::NotComparable), count(Verdict::Inconclusive));
     let failed = comparison.cases.iter().filter(|case| case.failed_on_both()).count();

@@ -154,7 +154,8 @@ impl<'a> Decision<'a> {
         let mut confirmed = vec![false; cases.len()];
         for (screen, alternative) in [(Screen::Slower, Alternative::Greater), (Screen::Faster, Alternative::Less)] {
             let family: Vec<usize> = (0..cases.len()).filter(|&i| screened[i] == screen).collect();
-            let p: Vec<f64> = family.iter().map(|&i| p_value(confirmation(&cases[i], policy), alternative, policy)).collect();
+            let p: Vec<f64> =
+                family.iter().map(|&i| p_value(confirmation(&cases[i], policy), alternative, policy)).collect();
             for ((&i, &p), found) in family.iter().zip(&p).zip(fdr::discoveries(&p, policy.false_discovery_rate)) {
                 p_values[i] = p;
                 confirmed[i] = found;
@@ -202,7 +203,8 @@ impl<'a> Decision<'a> {
         let margin = policy.margin.ln_1p();
         if all.interval.confidence >= 0.90 && bound < margin && all.estimate > -margin {
             let total = case.log_ratios.len();
-            let reason = format!("at most {} slower with 95 % confidence over {total} pairs", percent(bound.exp_m1().max(0.0)));
+            let reason =
+                format!("at most {} slower with 95 % confidence over {total} pairs", percent(bound.exp_m1().max(0.0)));
             return (Verdict::Unchanged, reason);
         }
         (Verdict::Inconclusive, self.undecided(i, estimate, floor))

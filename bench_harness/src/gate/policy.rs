@@ -80,7 +80,7 @@ impl Default for Policy {
             max_pairs: 48,
             min_sessions: 5,
             gross_threshold: 0.08,
-            gross_standard_errors: 4.0,
+            gross_standard_errors: 5.0,
             min_rounds: 3,
             max_drift: 0.10,
             memory_share: 0.01,
@@ -147,11 +147,8 @@ impl Policy {
             ("floor_standard_errors", self.floor_standard_errors),
             ("gross_standard_errors", self.gross_standard_errors),
         ];
-        let shares = [
-            ("false_discovery_rate", self.false_discovery_rate),
-            ("screen_p", self.screen_p),
-            ("power", self.power),
-        ];
+        let shares =
+            [("false_discovery_rate", self.false_discovery_rate), ("screen_p", self.screen_p), ("power", self.power)];
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),

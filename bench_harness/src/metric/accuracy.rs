@@ -48,5 +48,8 @@ impl Metric for MaxAbs {
 /// The largest error; none where nothing was verified. An output that is not finite has an infinite error.
 fn worst(case: &CaseResult, error: impl Fn(&Verification) -> Option<f64>) -> Option<Estimate> {
     let verified = case.rounds.iter().flat_map(|round| &round.verification);
-    verified.map(|verification| error(verification).unwrap_or(f64::INFINITY)).max_by(f64::total_cmp).map(Estimate::exact)
+    verified
+        .map(|verification| error(verification).unwrap_or(f64::INFINITY))
+        .max_by(f64::total_cmp)
+        .map(Estimate::exact)
 }

@@ -67,11 +67,13 @@ pub fn ceilings(case: &CaseResult, record: &Record) -> Ceilings {
         .controls
         .iter()
         .filter(own)
-        .filter(|control| matches!(control.kind, ControlKind::Read | ControlKind::Copy) && control.mode == case.key.mode)
+        .filter(|control| {
+            matches!(control.kind, ControlKind::Read | ControlKind::Copy) && control.mode == case.key.mode
+        })
         .collect();
     let fits = |control: &&&ControlResult| match case.key.mode {
         Mode::Cold => true,
-        Mode::Hot => u128::from(control.working_set_bytes) >= case.work.bytes() as u128,
+        Mode::Hot => control.working_set_bytes >= case.work.bytes(),
     };
     let holding: Vec<&ControlResult> = memory.iter().filter(fits).copied().collect();
     let largest = memory.iter().map(|control| control.working_set_bytes).max();

@@ -43,7 +43,8 @@ impl Metric for RssPeak {
     }
 
     fn value(&self, case: &CaseResult, _: &Record) -> Option<Estimate> {
-        let peaks: Vec<f64> = reports(case).filter_map(|report| report.rss_peak_bytes).map(|bytes| bytes as f64).collect();
+        let peaks: Vec<f64> =
+            reports(case).filter_map(|report| report.rss_peak_bytes).map(|bytes| bytes as f64).collect();
         let peaks = sorted(&peaks)?;
         let (value, low, high) = (peaks[peaks.len() / 2], peaks[0], peaks[peaks.len() - 1]);
         Some(Estimate { value, low, high, confidence: 1.0 })

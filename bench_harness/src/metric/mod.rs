@@ -94,3 +94,151 @@ impl Estimate {
         Estimate { value: numerator / self.value, low: numerator / self.high, high: numerator / self.low, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::Mode;
+    use crate::metric::limits::{ceilings, implausible, limit_ns};
+    use crate::record::{ControlKind, ControlResult, Disposition, sample};
+
+    fn value(name: &str, case: &CaseResult, record: &Record) -> Option<Estimate> {
+        find(name).unwrap_or_else(|| panic!("`{name}` is a metric")).value(case, record)
+    }
+
+    /// A case whose rounds have these samples, in nanoseconds.
+    fn with_rounds(rounds: &[&[f64]]) -> CaseResult {
+        let mut case = sample::measured("flash", 256, 1000.0);
+        let round = case.rounds[0].clone();
+        case.rounds = rounds
+            .iter()
+            .map(|samples| {
+                let mut round = round.clone();
+                round.device_ns = samples.to_vec();
+                round
+            })
+            .collect();
+        case
+    }
+
+    fn control(kind: ControlKind, mode: Mode, working_set_bytes: u64, work: u64, rounds: &[f64]) -> ControlResult {
+        ControlResult {
+            name: "control".into(),
+            kind,
+            provider: "cpu".into(),
+            mode,
+            threads: 2,
+            working_set_bytes,
+            work,
+            rounds: rounds.iter().map(|&ns| vec![ns; 3]).collect(),
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for metric in METRICS {
+            assert_eq!(find(metric.name()).map(|found| found.name()), Some(metric.name()));
+            assert_eq!(METRICS.iter().filter(|other| other.name() == metric.name()).count(), 1);
+        }
+        assert!(find("latency").is_none());
+    }
+
+    #[test]
+    fn latency_is_the_median_of_medians() {
+        let record = sample::record();
+        let case = with_rounds(&[&[1.0, 2.0, 90.0], &[4.0, 5.0, 6.0], &[3.0, 3.0, 3.0]]);
+        let latency = value("latency_ns_median", &case, &record).unwrap();
+        assert_eq!((latency.value, latency.low, latency.high, latency.confidence), (3.0, 2.0, 5.0, 0.75));
+        // One round has the interval of its samples.
+        let ten: Vec<f64> = (1..=10).map(f64::from).collect();
+        let latency = value("latency_ns_median", &with_rounds(&[&ten]), &record).unwrap();
+        assert_eq!((latency.value, latency.low, latency.high), (5.5, 2.0, 9.0));
+        assert_eq!(value("latency_ns_median", &with_rounds(&[]), &record), None);
+    }
+
+    #[test]
+    fn percentiles_need_samples_and_wrong_answers_have_no_latency() {
+        let record = sample::record();
+        let fifty = [7.0; 50];
+        assert_eq!(value("latency_ns_p99", &with_rounds(&[&fifty, &fifty[1..]]), &record), None);
+        assert_eq!(value("latency_ns_p99", &with_rounds(&[&fifty, &fifty]), &record).unwrap().value, 7.0);
+        let mut case = with_rounds(&[&fifty, &fifty]);
+        case.disposition = Disposition::Incorrect;
+        for name in ["latency_ns_median", "latency_ns_p99", "flops_per_s", "bandwidth_gb_per_s", "percent_of_limit"] {
+            assert_eq!(value(name, &case, &record), None, "{name}");
+        }
+    }
+
+    /// G is 1e9, never 2^30.
+    #[test]
+    fn units() {
+        let record = sample::record();
+        let case = with_rounds(&[&[1e6], &[2e6], &[4e6]]);
+        let (flops, bytes) = (case.work.flops as f64, case.work.bytes() as f64);
+        let rate = value("flops_per_s", &case, &record).unwrap();
+        assert!((rate.value / (flops / 0.002) - 1.0).abs() < 1e-12);
+        assert!((rate.low / (flops / 0.004) - 1.0).abs() < 1e-12 && (rate.high / (flops / 0.001) - 1.0).abs() < 1e-12);
+        let rate = value("bandwidth_gb_per_s", &case, &record).unwrap();
+        assert!((rate.value / (bytes / 0.002 / 1e9) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_roofline_uses_the_ceilings_of_the_mode() {
+        let mut record = sample::record();
+        let mut case = with_rounds(&[&[1000.0]]);
+        let bytes = case.work.bytes();
+        record.controls = vec![
+            control(ControlKind::Read, Mode::Cold, 1 << 40, 1000, &[100.0, 50.0]),
+            control(ControlKind::Write, Mode::Cold, 1 << 40, 1_000_000, &[1.0]),
+            control(ControlKind::Copy, Mode::Hot, bytes / 2, 8000, &[100.0]),
+            control(ControlKind::Copy, Mode::Hot, 2 * bytes, 4000, &[100.0]),
+            control(ControlKind::Copy, Mode::Hot, 8 * bytes, 2000, &[100.0]),
+        ];
+        assert_eq!(limit_ns(&case, &record), None, "no FMA ceiling, no limit");
+        record.controls.push(control(ControlKind::Fma, Mode::Hot, 0, 10_000, &[1.0]));
+        // The best round of the cold read: 20 bytes a nanosecond.
+        assert_eq!(ceilings(&case, &record).bytes_per_s, Some(20e9));
+        // Hot: the smallest working set does not hold the case.
+        case.key.mode = Mode::Hot;
+        assert_eq!(ceilings(&case, &record).bytes_per_s, Some(40e9));
+        // A case beyond every working set is judged by the largest.
+        case.work.read_bytes *= 100;
+        assert_eq!(ceilings(&case, &record).bytes_per_s, Some(20e9));
+        // Other threads, other ceilings.
+        case.key.threads = 1;
+        assert_eq!(ceilings(&case, &record), limits::Ceilings::default());
+    }
+
+    #[test]
+    fn beyond_a_ceiling_is_implausible() {
+        let mut record = sample::record();
+        let case = with_rounds(&[&[1000.0]]);
+        let (flops, bytes) = (case.work.flops, case.work.bytes());
+        let mut judged = |flops_share: f64, bytes_share: f64| {
+            // Ceilings at which the case, at 1000 ns, runs at these shares.
+            record.controls = vec![
+                control(ControlKind::Fma, Mode::Hot, 0, flops, &[1000.0 * flops_share]),
+                control(ControlKind::Read, Mode::Cold, 1 << 40, bytes, &[1000.0 * bytes_share]),
+            ];
+            (value("percent_of_limit", &case, &record).unwrap().value.round(), implausible(&case, &record))
+        };
+        assert_eq!(judged(0.5, 0.9), (90.0, None));
+        assert_eq!(judged(1.015, 0.1), (102.0, None));
+        let (percent, flag) = judged(2.5, 0.1);
+        assert_eq!((percent, flag.unwrap().starts_with("implausible: 250 % of the FMA rate")), (250.0, true));
+        let flag = judged(0.1, 1.03).1.unwrap();
+        assert!(flag.starts_with("implausible: 103 % of the cold bandwidth"), "{flag}");
+    }
+
+    #[test]
+    fn the_worst_error_counts() {
+        let record = sample::record();
+        let mut case = sample::measured("flash", 256, 1000.0);
+        case.rounds[1].verification[0].error.relative_l2 = Some(0.5);
+        assert_eq!(value("relative_l2", &case, &record), Some(Estimate::exact(0.5)));
+        case.rounds[1].verification[0].error.max_abs = None;
+        assert_eq!(value("max_abs", &case, &record).unwrap().value, f64::INFINITY);
+        assert_eq!(value("extra_peak_bytes", &case, &record), Some(Estimate::exact((3 << 20) as f64)));
+        assert_eq!(value("plan_ns", &case, &record).unwrap().value, 12_345.0);
+    }
+}

@@ -92,6 +92,18 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_example_is_what_is_written() {
+        // Whoever changes the layout sees it in a diff, and the tests of commands have a record to read.
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/record.json");
+        if std::env::var_os("ATTNBENCH_UPDATE_SCHEMAS").is_some() {
+            save(&path, &sample::record()).unwrap();
+        }
+        let text = crate::report::json::reviewable(&sample::record()).unwrap();
+        assert!(fs::read_to_string(&path).unwrap() == text, "set ATTNBENCH_UPDATE_SCHEMAS=1 to write it anew");
+        assert!(load(&path).unwrap() == sample::record());
+    }
+
+    #[test]
     fn a_case_round_is_a_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record.json");

@@ -4,16 +4,26 @@ use super::baselines::grid;
 use super::case_names::group_names;
 use super::{Style, Tone, printable, units, wrap};
 use crate::compare::{CaseComparison, Comparison, Difference, Side, Verdict};
+use crate::gate::outcome::GateReport;
 
 /// In the order in which a reader wants them.
 const ORDER: [Verdict; 5] =
     [Verdict::Regressed, Verdict::NotComparable, Verdict::Inconclusive, Verdict::Improved, Verdict::Unchanged];
 
 /// Columns that the figures beside the case's name take.
-const FIGURES_WIDTH: usize = 54;
+const FIGURES_WIDTH: usize = 58;
 
-/// Both sides, what differs between them, and a table a verdict. Unchanged cases are counted only, unless `all` are wanted.
-pub fn comparison_text(comparison: &Comparison, all: bool, style: Style) -> String {
+/// A gate's outcome: how much was judged, what led to the exit code, then the comparison.
+pub fn gate_text(report: &GateReport, style: Style) -> String {
+    let mut lines: Vec<String> = wrap(&printable(&report.headline), style.width, &[' ']);
+    for cause in &report.causes {
+        lines.extend(wrap(&printable(cause), style.width, &[' ']).iter().map(|line| style.paint(Tone::Bad, line)));
+    }
+    lines.join("\n") + "\n" + &comparison_text(&report.comparison, style)
+}
+
+/// Both sides, what differs between them, and a table a verdict.
+pub fn comparison_text(comparison: &Comparison, style: Style) -> String {
     let mut lines = Vec::new();
     let mut say = |text: String, tone: Tone| {
         lines.extend(wrap(&printable(&text), style.width, &[' ']).iter().map(|line| style.paint(tone, line)));
@@ -26,13 +36,17 @@ pub fn comparison_text(comparison: &Comparison, all: bool, style: Style) -> Stri
     for difference in &comparison.provenance {
         say(format!("differs: {}", difference_text(difference)), Tone::Plain);
     }
+    for (provider, drift) in &comparison.drift {
+        let moved = units::signed_percent(drift.log_ratio.exp_m1());
+        say(format!("drift of {provider}: {moved} time of `{}`, the control that moved most", drift.control), Tone::Plain);
+    }
     for note in &comparison.notes {
         say(format!("note: {note}"), Tone::Doubtful);
     }
 
     for verdict in ORDER {
         let cases: Vec<&CaseComparison> = comparison.cases.iter().filter(|case| case.verdict == verdict).collect();
-        if cases.is_empty() || (verdict == Verdict::Unchanged && !all) {
+        if cases.is_empty() {
             continue;
         }
         lines.push(String::new());
@@ -55,7 +69,7 @@ pub fn counts_text(comparison: &Comparison) -> String {
     if counts.is_empty() { "no cases".to_owned() } else { counts.join(", ") }
 }
 
-/// A row a case with its latencies, and below it the reason.
+/// A row a case with its latencies, the change with its interval and the smallest detectable one; below, the reasons.
 fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
     let keys: Vec<_> = cases.iter().map(|case| &case.key).collect();
     let names = group_names(&keys);
@@ -72,13 +86,17 @@ fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
                 wrap(&printable(name), room, &['/']).join("\n"),
                 time(latency.and_then(|latency| latency.base)),
                 time(latency.and_then(|latency| latency.head)),
-                ratio.map_or(units::NOTHING.to_owned(), |ratio| units::signed_percent(ratio.value - 1.0)),
+                ratio.map_or(units::NOTHING.to_owned(), |ratio| {
+                    let [value, low, high] =
+                        [ratio.value, ratio.low, ratio.high].map(|ratio| units::signed_percent(ratio - 1.0));
+                    format!("{value}\n[{low}, {high}]")
+                }),
                 finding.and_then(|finding| finding.mde).map_or(units::NOTHING.to_owned(), units::percent),
             ]
         })
         .collect();
     let mut lines: Vec<String> = wrap(&printable(&names.heading), style.width, &['/', ' ']);
-    lines.extend(grid(&["case", "base", "head", "change", "detectable"], &[1, 2, 3, 4], &rows));
+    lines.extend(grid(&["case", "base", "head", "change", "MDE"], &[1, 2, 3, 4], &rows));
 
     // Cases with one reason share it.
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
@@ -130,7 +148,7 @@ mod tests {
     use super::*;
     use crate::compare::{Baseline, compare};
     use crate::gate::policy::Policy;
-    use crate::record::{Disposition, Record, sample};
+    use crate::record::{CaseResult, Disposition, Record, sample};
 
     /// Head is slower in one case, faster in another, broken in a third, and has a new one.
     fn comparison() -> Comparison {
@@ -148,10 +166,17 @@ mod tests {
             sample::failed("flash1", 1024, Disposition::Incorrect, "o: a key block is missing"),
             sample::measured("flash", 2048, 80_000_000.0),
         ];
-        let base = Baseline::from_records("x", &[run("base", base)]).unwrap();
-        let mut head = Baseline::from_records("x", &[run("head", head)]).unwrap();
+        let more_rounds = |cases: Vec<_>| cases.into_iter().map(with_rounds).collect();
+        let base = Baseline::from_records("x", &[run("base", more_rounds(base))]).unwrap();
+        let mut head = Baseline::from_records("x", &[run("head", more_rounds(head))]).unwrap();
         head.sessions[0].provenance.insert("build_rustc".into(), "rustc 1.96.0".into());
         compare(&base, &head, &Policy::default())
+    }
+
+    /// The case with its two rounds four times.
+    fn with_rounds(mut case: CaseResult) -> CaseResult {
+        case.rounds = case.rounds.iter().cycle().take(8).cloned().collect();
+        case
     }
 
     fn with_id(id: &str) -> Record {
@@ -160,32 +185,40 @@ mod tests {
         record
     }
 
-    fn text(all: bool, width: usize) -> String {
-        comparison_text(&comparison(), all, Style { width, colour: false })
+    fn text(width: usize) -> String {
+        comparison_text(&comparison(), Style { width, colour: false })
     }
 
     #[test]
     fn at_80_columns() {
-        insta::assert_snapshot!(text(true, 80));
+        insta::assert_snapshot!(text(80));
     }
 
     #[test]
     fn at_100_columns() {
-        insta::assert_snapshot!(text(true, 100));
+        insta::assert_snapshot!(text(100));
     }
 
     #[test]
     fn at_140_columns() {
-        insta::assert_snapshot!(text(false, 140));
+        insta::assert_snapshot!(text(140));
     }
 
     #[test]
     fn lines_keep_the_width() {
         for width in [72, 80, 100, 140] {
-            let text = text(true, width);
+            let text = text(width);
             let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(longest <= width, "{longest} columns of {width}:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_gate_says_first_how_much_it_judged() {
+        let report = crate::gate::outcome::report(comparison(), true, &Policy::default(), false);
+        let text = gate_text(&report, Style { width: 100, colour: false });
+        assert!(text.starts_with("judged "), "{text}");
+        assert!(text.lines().nth(1).is_some_and(|line| line.contains("regressed")), "{text}");
     }
 
     #[test]
@@ -195,7 +228,7 @@ mod tests {
         other.fingerprint.insert("cpu_model".into(), "Another CPU".into());
         let head = Baseline::from_records("x", &[other]).unwrap();
         let comparison = compare(&base, &head, &Policy::default());
-        let text = comparison_text(&comparison, false, Style { width: 100, colour: false });
+        let text = comparison_text(&comparison, Style { width: 100, colour: false });
         let named = "fingerprint differs: cpu_model: `Example CPU 9000` on base, `Another CPU` on head";
         assert!(text.contains(named), "{text}");
     }

@@ -27,9 +27,9 @@ pub fn samples_text(cases: &[&CaseResult], style: Style) -> String {
             lines.push(format!(
                 "  round  samples  {:>9}  {:>9}  {:>9}  {:>9}  {} to {}",
                 "fastest",
-                "quartile",
+                "25 %",
                 "median",
-                "quartile",
+                "75 %",
                 units::nanoseconds(range.0),
                 units::nanoseconds(range.1)
             ));
@@ -56,7 +56,7 @@ fn round_line(round: &CaseRound, range: Option<(f64, f64)>, width: usize) -> Vec
         "{:>7}  {:>7}  {:>9}  {:>9}  {:>9}  {:>9}  {}",
         round.round,
         round.device_ns.len(),
-        at(0.0),
+        sorted(&round.device_ns).map_or(units::NOTHING.to_owned(), |samples| units::nanoseconds(samples[0])),
         at(0.25),
         at(0.5),
         at(0.75),

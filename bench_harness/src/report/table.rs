@@ -90,7 +90,7 @@ fn matrix_table(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<Str
             let latency = latency::LatencyMedian.value(case, record);
             vec![
                 number(latency.map(|latency| latency.value), units::nanoseconds),
-                number(latency.map(half_width), |share| format!("±{}", units::percent(share))),
+                number(latency.map(half_width), plus_minus),
                 number(flops.map(|rate| rate.value / if tera { 1e12 } else { 1e9 }), units::three_digits),
                 number(value(&rate::Bandwidth), units::three_digits),
                 number(value(&limits::PercentOfLimit).map(|percent| percent / 100.0), units::percent),
@@ -146,6 +146,11 @@ fn matrix_table(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<Str
     for line in table.lines() {
         lines.push(paint_result(line.trim_end(), style));
     }
+    if !hidden.is_empty() {
+        let titles: Vec<&str> = hidden.iter().map(|&at| columns[at].title).collect();
+        let hint = format!("(a wider terminal also shows {})", titles.join(", "));
+        lines.extend(wrap(&hint, style.width, &[' ']));
+    }
     lines
 }
 
@@ -164,6 +169,15 @@ fn room_for_names(columns: &[Column], cells: &[Vec<String>], hidden: &[usize], w
 /// Half of the interval, on its longer side, as a share of the value.
 fn half_width(estimate: Estimate) -> f64 {
     (estimate.high - estimate.value).max(estimate.value - estimate.low) / estimate.value
+}
+
+/// `±0.31 %`, `±12 %`.
+fn plus_minus(share: f64) -> String {
+    match 100.0 * share {
+        percent if percent < 0.995 => format!("±{percent:.2} %"),
+        percent if percent < 9.95 => format!("±{percent:.1} %"),
+        percent => format!("±{percent:.0} %"),
+    }
 }
 
 /// The disposition, with a mark where there are warnings.

@@ -25,7 +25,8 @@ pub struct Shift {
 pub fn one_sample(values: &[f64], confidence: f64) -> Option<Shift> {
     let values = sorted(values)?;
     let n = values.len();
-    let mut means: Vec<f64> = (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).map(|(i, j)| 0.5 * (values[i] + values[j])).collect();
+    let mut means: Vec<f64> =
+        (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).map(|(i, j)| 0.5 * (values[i] + values[j])).collect();
     means.sort_unstable_by(f64::total_cmp);
     let interval = if n <= EXACT_MAX {
         let ranks: Vec<usize> = (1..=n).collect();
@@ -39,9 +40,7 @@ pub fn one_sample(values: &[f64], confidence: f64) -> Option<Shift> {
 
 /// How much greater head is than base: the median of all differences. `None` when a sample is empty or not finite.
 pub fn two_sample(base: &[f64], head: &[f64], confidence: f64) -> Option<Shift> {
-    let (base, head) = (sorted(base)?, sorted(head)?);
-    let mut shifts: Vec<f64> = head.iter().flat_map(|h| base.iter().map(move |b| h - b)).collect();
-    shifts.sort_unstable_by(f64::total_cmp);
+    let shifts = shifts(base, head)?;
     let interval = if base.len() + head.len() <= EXACT_MAX {
         // The distribution of the rank sum, less its smallest value, is that of the number of positive differences.
         let ranks: Vec<usize> = (1..=base.len() + head.len()).collect();
@@ -52,6 +51,17 @@ pub fn two_sample(base: &[f64], head: &[f64], confidence: f64) -> Option<Shift> 
         approximated(&shifts, 0.5 * m * n, (m * n * (m + n + 1.0) / 12.0).sqrt(), confidence)
     };
     Some(Shift { estimate: median_of_sorted(&shifts), interval })
+}
+
+/// The estimate of [`two_sample`] alone, for where the interval is another one.
+pub fn two_sample_estimate(base: &[f64], head: &[f64]) -> Option<f64> {
+    Some(median_of_sorted(&shifts(base, head)?))
+}
+
+/// All differences of a head and a base value, in order.
+fn shifts(base: &[f64], head: &[f64]) -> Option<Vec<f64>> {
+    let (base, head) = (sorted(base)?, sorted(head)?);
+    sorted(&head.iter().flat_map(|h| base.iter().map(move |b| h - b)).collect::<Vec<_>>())
 }
 
 /// The narrowest symmetric pair of ordered values that has the confidence, given the probability that exactly k of them
@@ -121,9 +131,8 @@ mod tests {
     fn coverage_small_and_large() {
         let mut rng = Pcg64::seed_from_u64(5);
         // A mean of 4 uniform values is close enough to normal to have light symmetric tails, centred on zero.
-        let mut noise = |n: usize| -> Vec<f64> {
-            (0..n).map(|_| (0..4).map(|_| rng.random::<f64>() - 0.5).sum()).collect()
-        };
+        let mut noise =
+            |n: usize| -> Vec<f64> { (0..n).map(|_| (0..4).map(|_| rng.random::<f64>() - 0.5).sum()).collect() };
         for (n, trials) in [(9, 2000), (70, 400)] {
             let (mut paired, mut unpaired) = (0, 0);
             for _ in 0..trials {

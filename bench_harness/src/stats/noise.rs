@@ -31,7 +31,10 @@ mod tests {
         assert_eq!(robust_deviation(&[1.0, 2.0, 3.0, 4.0, 1000.0]), Some(NORMAL_MAD));
         assert_eq!(robust_deviation(&[5.0]), Some(0.0));
         assert_eq!(robust_deviation(&[]), None);
-        assert_eq!(standard_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).map(|s| (s * s * 7.0).round()), Some(32.0));
+        assert_eq!(
+            standard_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).map(|s| (s * s * 7.0).round()),
+            Some(32.0)
+        );
         assert_eq!(standard_deviation(&[1.0]), None);
         assert_eq!(standard_deviation(&[1.0, f64::NAN]), None);
     }

@@ -68,8 +68,7 @@ mod tests {
     /// values here are moved apart by a hair, which keeps W.
     #[test]
     fn darwin() {
-        let maize =
-            [49.0, -67.0, 8.0, 16.0, 6.0, 23.0, 28.0, 41.0, 14.001, 29.0, 56.0, 24.0, 75.0, 60.0, -48.0];
+        let maize = [49.0, -67.0, 8.0, 16.0, 6.0, 23.0, 28.0, 41.0, 14.001, 29.0, 56.0, 24.0, 75.0, 60.0, -48.0];
         assert!((p(&maize, Alternative::TwoSided) - 0.041260).abs() < 1e-5, "{}", p(&maize, Alternative::TwoSided));
     }
 

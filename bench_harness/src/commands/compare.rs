@@ -1,0 +1,123 @@
+//! `attnbench compare`: what changed between two runs.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{Exit, terminal};
+use crate::compare::{Baseline, Verdict, compare};
+use crate::device::cpu_info::CpuInfo;
+use crate::gate::policy::Policy;
+use crate::record::{Record, file};
+use crate::report::comparison;
+use crate::store::baseline::{BaselineStore, DEFAULT_DIRECTORY, REFERENCE_PREFIX, load_file};
+
+/// Compare two runs or baselines, case by case
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  attnbench compare before.json after.json
+  attnbench compare baseline:ci after.json
+  attnbench compare baseline:some-device/ci after.json --json
+
+Exit codes: 0 no regression, 1 a regression, 2 bad input, 4 not comparable, 5 cases failed on both sides.
+Inconclusive cases are listed and do not fail; `attnbench gate` also judges how much was decided.")]
+pub struct CompareArgs {
+    /// What to compare with: a record, a baseline file, or `baseline:[DEVICE/]SUITE`
+    base: String,
+    /// What to compare: a record, a baseline file, or `baseline:[DEVICE/]SUITE`
+    head: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What `compare` and `gate` share.
+#[derive(Args, Debug)]
+pub(crate) struct Common {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Directory of stored baselines
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
+    pub(crate) baselines: PathBuf,
+    /// TOML file of decision constants that differ from the defaults
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Accept that head lacks cases that base has
+    #[arg(long)]
+    pub(crate) accept_removed: bool,
+}
+
+impl Common {
+    /// The checked policy.
+    pub(crate) fn policy(&self) -> anyhow::Result<Policy> {
+        let mut policy = match &self.policy {
+            None => Policy::default(),
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(path).with_context(|| format!("reading gate policy `{name}`"))?;
+                Policy::from_toml(&text, &name)?
+            }
+        };
+        policy.accept_removed |= self.accept_removed;
+        Ok(policy)
+    }
+
+    /// A baseline by its file or its name.
+    pub(crate) fn baseline(&self, text: &str) -> anyhow::Result<Baseline> {
+        if !text.starts_with(REFERENCE_PREFIX) && Path::new(text).is_file() {
+            return side(text, &self.baselines);
+        }
+        Ok(BaselineStore::new(&self.baselines).find(text, &CpuInfo::read().slug())?)
+    }
+}
+
+/// Runs it.
+pub fn run(args: CompareArgs) -> anyhow::Result<Exit> {
+    let policy = args.common.policy()?;
+    let base = side(&args.base, &args.common.baselines)?;
+    let head = side(&args.head, &args.common.baselines)?;
+    let compared = compare(&base, &head, &policy);
+    if args.common.json {
+        println!("{}", serde_json::to_string_pretty(&compared)?);
+    } else {
+        terminal::print(comparison::comparison_text(&compared, terminal::style()).trim_end())?;
+    }
+    let mut exit = Exit::Pass;
+    for case in compared.cases.iter().filter(|case| !case.is_new()) {
+        exit = exit.and(match case.verdict {
+            Verdict::Regressed => Exit::Regression,
+            Verdict::NotComparable => Exit::NotComparable,
+            _ if case.failed_on_both() => Exit::Failed,
+            _ => Exit::Pass,
+        });
+    }
+    Ok(exit)
+}
+
+/// A record, a baseline file or a named baseline, as sessions.
+fn side(text: &str, baselines: &Path) -> anyhow::Result<Baseline> {
+    if text.starts_with(REFERENCE_PREFIX) {
+        return Ok(BaselineStore::new(baselines).find(text, &CpuInfo::read().slug())?);
+    }
+    let path = Path::new(text);
+    if is_baseline(path) {
+        return Ok(load_file(path)?);
+    }
+    Ok(Baseline::from_records("", &[load_record(path)?])?)
+}
+
+/// A record of a file.
+pub(crate) fn load_record(path: &Path) -> anyhow::Result<Record> {
+    Ok(file::load(path)?)
+}
+
+/// Whether a file looks like a baseline, whose version comes first: one that does not is read, and rejected, as a record.
+fn is_baseline(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(512).read_to_end(&mut start));
+    read.is_ok() && String::from_utf8_lossy(&start).contains("\"baseline_version\"")
+}
