@@ -5,9 +5,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::Args;
 
-use super::Exit;
+use super::{Exit, terminal};
 use crate::compare::{Baseline, Verdict, compare};
 use crate::device::cpu_info::CpuInfo;
 use crate::gate::policy::Policy;
@@ -16,7 +15,7 @@ use crate::report::comparison;
 use crate::store::baseline::{BaselineStore, DEFAULT_DIRECTORY, REFERENCE_PREFIX, load_file};
 
 /// Compare two runs or baselines, case by case
-#[derive(Args, Debug)]
+#[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   attnbench compare before.json after.json
@@ -25,7 +24,7 @@ Examples:
 
 Exit codes: 0 no regression, 1 a regression, 2 bad input, 4 not comparable, 5 cases failed on both sides.
 Inconclusive cases are listed and do not fail; `attnbench gate` also judges how much was decided.")]
-pub struct CompareArgs {
+pub struct Args {
     /// What to compare with: a record, a baseline file, or `baseline:[DEVICE/]SUITE`
     base: String,
     /// What to compare: a record, a baseline file, or `baseline:[DEVICE/]SUITE`
@@ -35,7 +34,7 @@ pub struct CompareArgs {
 }
 
 /// What `compare` and `gate` share.
-#[derive(Args, Debug)]
+#[derive(clap::Args, Debug)]
 pub(crate) struct Common {
     /// Print JSON
     #[arg(long)]
@@ -76,7 +75,7 @@ impl Common {
 }
 
 /// Runs it.
-pub fn run(args: CompareArgs) -> anyhow::Result<Exit> {
+pub fn run(args: Args) -> anyhow::Result<Exit> {
     let policy = args.common.policy()?;
     let base = side(&args.base, &args.common.baselines)?;
     let head = side(&args.head, &args.common.baselines)?;
@@ -84,7 +83,7 @@ pub fn run(args: CompareArgs) -> anyhow::Result<Exit> {
     if args.common.json {
         println!("{}", serde_json::to_string_pretty(&compared)?);
     } else {
-        print!("{}", comparison::table(&compared));
+        terminal::print(comparison::comparison_text(&compared, terminal::style()).trim_end())?;
     }
     let mut exit = Exit::Pass;
     for case in compared.cases.iter().filter(|case| !case.is_new()) {

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
 
-use super::Exit;
+use super::{Exit, terminal};
 use super::compare::{Common, load_record};
 use crate::gate::outcome::judge;
 use crate::report::comparison;
 
 /// Judge runs against a stored baseline and say so by the exit code
-#[derive(Args, Debug)]
+#[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   attnbench gate run.json --baseline ci
@@ -19,7 +18,7 @@ Examples:
 
 Exit codes: 0 pass, 1 a regression, 2 usage or bad input, 3 undecided, 4 not comparable, 5 cases failed to run;
 where several apply, the first of 2, 1, 5, 4, 3, 0.")]
-pub struct GateArgs {
+pub struct Args {
     /// Records of head, one a session
     #[arg(required = true, value_name = "RECORD")]
     records: Vec<PathBuf>,
@@ -40,7 +39,7 @@ pub struct GateArgs {
 }
 
 /// Runs it.
-pub fn run(args: GateArgs) -> anyhow::Result<Exit> {
+pub fn run(args: Args) -> anyhow::Result<Exit> {
     let mut policy = args.common.policy()?;
     policy.min_decided = args.min_decided.unwrap_or(policy.min_decided);
     policy.max_mde = args.max_mde.unwrap_or(policy.max_mde);
@@ -51,7 +50,7 @@ pub fn run(args: GateArgs) -> anyhow::Result<Exit> {
     if args.common.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", comparison::gate(&report));
+        terminal::print(comparison::gate_text(&report, terminal::style()).trim_end())?;
     }
     Ok(report.exit())
 }

@@ -1,8 +1,10 @@
 //! What commands print with: the terminal's width, and output that ends quietly when its reader does.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
+
+use crate::report::Style;
 
 /// Columns when nobody says how many there are.
 const DEFAULT_WIDTH: u16 = 100;
@@ -33,4 +35,11 @@ pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
 /// Whether progress may be drawn on stderr.
 pub fn stderr_is_terminal() -> bool {
     io::IsTerminal::is_terminal(&io::stderr())
+}
+
+/// How text for stdout is laid out: colours only on a terminal, and never where `NO_COLOR` is set (no-color.org).
+pub fn style() -> Style {
+    let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    Style { width: width().into(), colour: is_wanted && !is_dumb && io::stdout().is_terminal() }
 }

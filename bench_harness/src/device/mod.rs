@@ -2,3 +2,5 @@
 
 pub mod cpu;
 pub mod cpu_info;
+pub mod cuda;
+pub mod telemetry;

@@ -1,122 +1,235 @@
-//! A comparison or a gate's outcome as a table for people.
+//! Comparisons: the verdicts that need somebody first, what did not change last and briefly.
 
-use std::fmt::Write;
-
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-
-use super::units;
-use crate::compare::{CaseComparison, Comparison, Verdict};
+use super::baselines::grid;
+use super::case_names::group_names;
+use super::{Style, Tone, printable, units, wrap};
+use crate::compare::{CaseComparison, Comparison, Difference, Side, Verdict};
 use crate::gate::outcome::GateReport;
 
-/// Columns of the widest table.
-const WIDTH: u16 = 100;
+/// In the order in which a reader wants them.
+const ORDER: [Verdict; 5] =
+    [Verdict::Regressed, Verdict::NotComparable, Verdict::Inconclusive, Verdict::Improved, Verdict::Unchanged];
 
-/// A gate's outcome: the headline first, then what led to it, then the comparison.
-pub fn gate(report: &GateReport) -> String {
-    let mut text = format!("{}\n", report.headline);
+/// Columns that the figures beside the case's name take.
+const FIGURES_WIDTH: usize = 58;
+
+/// A gate's outcome: how much was judged, what led to the exit code, then the comparison.
+pub fn gate_text(report: &GateReport, style: Style) -> String {
+    let mut lines: Vec<String> = wrap(&printable(&report.headline), style.width, &[' ']);
     for cause in &report.causes {
-        let _ = writeln!(text, "{cause}");
+        lines.extend(wrap(&printable(cause), style.width, &[' ']).iter().map(|line| style.paint(Tone::Bad, line)));
     }
-    text + &table(&report.comparison)
+    lines.join("\n") + "\n" + &comparison_text(&report.comparison, style)
 }
 
-/// Every case that has something to say, then how many there are of each verdict.
-pub fn table(comparison: &Comparison) -> String {
-    let mut text = String::new();
+/// Both sides, what differs between them, and a table a verdict.
+pub fn comparison_text(comparison: &Comparison, style: Style) -> String {
+    let mut lines = Vec::new();
+    let mut say = |text: String, tone: Tone| {
+        lines.extend(wrap(&printable(&text), style.width, &[' ']).iter().map(|line| style.paint(tone, line)));
+    };
+    say(format!("base: {}", side_text(&comparison.base)), Tone::Plain);
+    say(format!("head: {}", side_text(&comparison.head)), Tone::Plain);
     for difference in &comparison.fingerprint {
-        let _ = writeln!(text, "not comparable: fingerprint {difference}");
+        say(format!("fingerprint differs: {}", difference_text(difference)), Tone::Bad);
+    }
+    for difference in &comparison.provenance {
+        say(format!("differs: {}", difference_text(difference)), Tone::Plain);
     }
     for (provider, drift) in &comparison.drift {
         let moved = units::signed_percent(drift.log_ratio.exp_m1());
-        let _ = writeln!(text, "drift of {provider}: {moved} time of `{}`, the control that moved most", drift.control);
+        say(format!("drift of {provider}: {moved} time of `{}`, the control that moved most", drift.control), Tone::Plain);
     }
     for note in &comparison.notes {
-        let _ = writeln!(text, "note: {note}");
+        say(format!("note: {note}"), Tone::Doubtful);
     }
-    for difference in &comparison.provenance {
-        let _ = writeln!(text, "provenance: {difference}");
-    }
-    let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(WIDTH);
-    table.set_header(["case", "base", "head", "change", "MDE", "verdict"]);
-    for case in &comparison.cases {
-        table.add_row(row(case));
-    }
-    for column in 1..=4 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+
+    for verdict in ORDER {
+        let cases: Vec<&CaseComparison> = comparison.cases.iter().filter(|case| case.verdict == verdict).collect();
+        if cases.is_empty() {
+            continue;
         }
+        lines.push(String::new());
+        lines.push(style.paint(tone_of(verdict), &format!("{}: {}", verdict.name(), cases.len())));
+        lines.extend(verdict_table(&cases, style));
     }
-    let _ = writeln!(text, "{table}");
-    let count = |verdict: Verdict| comparison.cases.iter().filter(|case| case.verdict == verdict).count();
-    let verdicts =
-        [Verdict::Regressed, Verdict::Improved, Verdict::Unchanged, Verdict::Inconclusive, Verdict::NotComparable];
-    let counts: Vec<String> = verdicts
-        .into_iter()
-        .filter(|&verdict| count(verdict) > 0)
-        .map(|verdict| format!("{} {}", count(verdict), verdict.name()))
-        .collect();
-    let _ = writeln!(text, "{} cases: {}", comparison.cases.len(), counts.join(", "));
-    text
+    lines.push(String::new());
+    lines.push(style.bold(&counts_text(comparison)));
+    lines.join("\n") + "\n"
 }
 
-fn row(case: &CaseComparison) -> [String; 6] {
-    let latency = case.metric("latency_ns_median");
-    let nothing = || units::NOTHING.to_owned();
-    let time = |ns: Option<f64>| ns.map_or_else(nothing, units::nanoseconds);
-    let finding = latency.map(|metric| &metric.finding);
-    let ratio = finding.and_then(|finding| finding.ratio);
-    let change = ratio.map(|ratio| {
-        let (low, high) = (units::signed_percent(ratio.low - 1.0), units::signed_percent(ratio.high - 1.0));
-        format!("{}\n[{low}, {high}]", units::signed_percent(ratio.value - 1.0))
-    });
-    [
-        case.key.to_string(),
-        time(latency.and_then(|metric| metric.base)),
-        time(latency.and_then(|metric| metric.head)),
-        change.unwrap_or_else(nothing),
-        finding.and_then(|finding| finding.mde).map_or_else(nothing, units::percent),
-        format!("{}\n{}", case.verdict.name(), case.reason),
-    ]
+/// How many cases have which verdict: `1 regressed, 41 unchanged`.
+pub fn counts_text(comparison: &Comparison) -> String {
+    let counts: Vec<String> = ORDER
+        .iter()
+        .map(|verdict| (verdict, comparison.cases.iter().filter(|case| case.verdict == *verdict).count()))
+        .filter(|(_, count)| *count > 0)
+        .map(|(verdict, count)| format!("{count} {}", verdict.name()))
+        .collect();
+    if counts.is_empty() { "no cases".to_owned() } else { counts.join(", ") }
+}
+
+/// A row a case with its latencies, the change with its interval and the smallest detectable one; below, the reasons.
+fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
+    let keys: Vec<_> = cases.iter().map(|case| &case.key).collect();
+    let names = group_names(&keys);
+    let room = style.width.saturating_sub(FIGURES_WIDTH).max(16);
+    let rows: Vec<Vec<String>> = cases
+        .iter()
+        .zip(&names.names)
+        .map(|(case, name)| {
+            let latency = case.metric("latency_ns_median");
+            let time = |ns: Option<f64>| ns.map_or(units::NOTHING.to_owned(), units::nanoseconds);
+            let finding = latency.map(|latency| &latency.finding);
+            let ratio = finding.and_then(|finding| finding.ratio);
+            vec![
+                wrap(&printable(name), room, &['/']).join("\n"),
+                time(latency.and_then(|latency| latency.base)),
+                time(latency.and_then(|latency| latency.head)),
+                ratio.map_or(units::NOTHING.to_owned(), |ratio| {
+                    let [value, low, high] =
+                        [ratio.value, ratio.low, ratio.high].map(|ratio| units::signed_percent(ratio - 1.0));
+                    format!("{value}\n[{low}, {high}]")
+                }),
+                finding.and_then(|finding| finding.mde).map_or(units::NOTHING.to_owned(), units::percent),
+            ]
+        })
+        .collect();
+    let mut lines: Vec<String> = wrap(&printable(&names.heading), style.width, &['/', ' ']);
+    lines.extend(grid(&["case", "base", "head", "change", "MDE"], &[1, 2, 3, 4], &rows));
+
+    // Cases with one reason share it.
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (case, name) in cases.iter().zip(&names.names) {
+        match reasons.iter_mut().find(|(reason, _)| *reason == case.reason) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((&case.reason, vec![name])),
+        }
+    }
+    for (reason, named) in reasons.into_iter().filter(|(reason, _)| !reason.is_empty()) {
+        let who = if named.len() == cases.len() && named.len() > 1 { "all".to_owned() } else { named.join(", ") };
+        let text = wrap(&printable(&format!("{who}: {reason}")), style.width.saturating_sub(4), &[' ', '/']);
+        lines.extend(text.iter().enumerate().map(|(at, line)| format!("{}{line}", if at == 0 { "  " } else { "    " })));
+    }
+    lines
+}
+
+fn side_text(side: &Side) -> String {
+    let commits: Vec<&str> = side.commits.iter().map(|commit| short(commit)).collect();
+    let runs = match side.runs.len() {
+        1 => format!("run {}", side.runs[0]),
+        count => format!("{count} sessions"),
+    };
+    let at = if commits.is_empty() { String::new() } else { format!(" at {}", commits.join(", ")) };
+    format!("{}, {runs}{at}", side.suite)
+}
+
+/// The first ten digits of a commit; what follows the digits (`-dirty`) stays away, as the full id does.
+fn short(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
+}
+
+fn difference_text(difference: &Difference) -> String {
+    let shown = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
+    format!("{}: {} on base, {} on head", difference.field, shown(&difference.base), shown(&difference.head))
+}
+
+fn tone_of(verdict: Verdict) -> Tone {
+    match verdict {
+        Verdict::Regressed => Tone::Bad,
+        Verdict::NotComparable | Verdict::Inconclusive => Tone::Doubtful,
+        Verdict::Improved => Tone::Good,
+        Verdict::Unchanged => Tone::Plain,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::compare::{Baseline, compare};
-    use crate::gate::outcome::judge;
     use crate::gate::policy::Policy;
-    use crate::record::sample;
+    use crate::record::{CaseResult, Disposition, Record, sample};
+
+    /// Head is slower in one case, faster in another, broken in a third, and has a new one.
+    fn comparison() -> Comparison {
+        let run = |id: &str, cases| Record { cases, ..with_id(id) };
+        let base = vec![
+            sample::measured("flash", 256, 1_000_000.0),
+            sample::measured("flash", 1024, 20_000_000.0),
+            sample::measured("naive", 1024, 45_000_000.0),
+            sample::measured("flash1", 1024, 30_000_000.0),
+        ];
+        let head = vec![
+            sample::measured("flash", 256, 1_300_000.0),
+            sample::measured("flash", 1024, 20_000_000.0),
+            sample::measured("naive", 1024, 30_000_000.0),
+            sample::failed("flash1", 1024, Disposition::Incorrect, "o: a key block is missing"),
+            sample::measured("flash", 2048, 80_000_000.0),
+        ];
+        let more_rounds = |cases: Vec<_>| cases.into_iter().map(with_rounds).collect();
+        let base = Baseline::from_records("x", &[run("base", more_rounds(base))]).unwrap();
+        let mut head = Baseline::from_records("x", &[run("head", more_rounds(head))]).unwrap();
+        head.sessions[0].provenance.insert("build_rustc".into(), "rustc 1.96.0".into());
+        compare(&base, &head, &Policy::default())
+    }
+
+    /// The case with its two rounds four times.
+    fn with_rounds(mut case: CaseResult) -> CaseResult {
+        case.rounds = case.rounds.iter().cycle().take(8).cloned().collect();
+        case
+    }
+
+    fn with_id(id: &str) -> Record {
+        let mut record = sample::record();
+        record.run.id = id.into();
+        record
+    }
+
+    fn text(width: usize) -> String {
+        comparison_text(&comparison(), Style { width, colour: false })
+    }
 
     #[test]
-    fn a_gate_fits_a_terminal_and_says_what_matters_first() {
-        let base = Baseline::from_records("example", &[sample::record()]).unwrap();
-        let mut head = sample::record();
-        head.run.id = "another".into();
-        head.cases.truncate(5);
-        let report = judge(&[head], &base, &Policy::default(), false).unwrap();
-        let text = gate(&report);
-        let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("judged "), "{text}");
-        assert!(text.contains("too few rounds: 2 of base, 2 of head (needs 3"), "{text}");
-        assert!(text.contains("removed; was unsupported"), "{text}");
-        let table = lines.iter().skip_while(|line| !line.contains('─'));
-        assert!(
-            table.clone().count() > 5 && table.clone().all(|line| line.chars().count() <= usize::from(WIDTH)),
-            "{text}"
-        );
+    fn at_80_columns() {
+        insta::assert_snapshot!(text(80));
+    }
+
+    #[test]
+    fn at_100_columns() {
+        insta::assert_snapshot!(text(100));
+    }
+
+    #[test]
+    fn at_140_columns() {
+        insta::assert_snapshot!(text(140));
+    }
+
+    #[test]
+    fn lines_keep_the_width() {
+        for width in [72, 80, 100, 140] {
+            let text = text(width);
+            let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(longest <= width, "{longest} columns of {width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_gate_says_first_how_much_it_judged() {
+        let report = crate::gate::outcome::report(comparison(), true, &Policy::default(), false);
+        let text = gate_text(&report, Style { width: 100, colour: false });
+        assert!(text.starts_with("judged "), "{text}");
+        assert!(text.lines().nth(1).is_some_and(|line| line.contains("regressed")), "{text}");
     }
 
     #[test]
     fn other_machines_are_named() {
-        let base = Baseline::from_records("example", &[sample::record()]).unwrap();
-        let mut head = base.clone();
-        head.fingerprint.insert("cpu_model".into(), "Other CPU".into());
-        let text = table(&compare(&base, &head, &Policy::default()));
-        let first = "not comparable: fingerprint `cpu_model` (`Example CPU 9000` against `Other CPU`)";
-        assert!(text.starts_with(first), "{text}");
+        let base = Baseline::from_records("x", &[with_id("base")]).unwrap();
+        let mut other = with_id("head");
+        other.fingerprint.insert("cpu_model".into(), "Another CPU".into());
+        let head = Baseline::from_records("x", &[other]).unwrap();
+        let comparison = compare(&base, &head, &Policy::default());
+        let text = comparison_text(&comparison, Style { width: 100, colour: false });
+        let named = "fingerprint differs: cpu_model: `Example CPU 9000` on base, `Another CPU` on head";
+        assert!(text.contains(named), "{text}");
     }
 }

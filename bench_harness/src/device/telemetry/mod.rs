@@ -1,0 +1,3 @@
+//! What devices say of themselves while they work: clocks, power, temperature.
+
+pub mod nvml;
