@@ -381,13 +381,14 @@ fn listings() {
     let estimates: Vec<Estimate> = suite.cases.iter().map(|planned| Estimate::of(planned, &ENVIRONMENT)).collect();
     let mut all = String::new();
     for width in [80, 100] {
-        for listing in [
-            listing::suites(std::slice::from_ref(&suite), width),
-            listing::suite(&suite, width),
-            listing::plan(&suite, &estimates, width),
-        ] {
-            let widest = listing.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-            assert!(widest <= width as usize, "{widest} columns of {width}:\n{listing}");
+        let tables =
+            [listing::suites(std::slice::from_ref(&suite), width), listing::plan(&suite, &estimates, width)];
+        for table in &tables {
+            let widest = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+            assert!(widest <= width as usize, "{widest} columns of {width}:\n{table}");
+        }
+        // Case ids of a suite's own listing are never broken, so its lines may be longer.
+        for listing in [&tables[0], &listing::suite(&suite, width), &tables[1]] {
             let _ = writeln!(all, "{listing}\n");
         }
     }
