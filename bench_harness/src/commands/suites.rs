@@ -92,3 +92,15 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
     Ok(Exit::Pass)
 }
+
+/// Prints what a run of the suite would do (`attnbench run --dry-run`): every case with its exact work and its memory.
+pub fn print_plan(suite: &Suite, json: bool) -> anyhow::Result<Exit> {
+    let environment = Environment::default();
+    let estimates: Vec<Estimate> = suite.cases.iter().map(|planned| Estimate::of(planned, &environment)).collect();
+    if json {
+        terminal::print_json(&estimates)?;
+    } else {
+        terminal::print(&listing::plan(suite, &estimates, terminal::width()))?;
+    }
+    Ok(Exit::Pass)
+}

@@ -117,7 +117,11 @@ pub fn plan(suite: &Suite, estimates: &[Estimate], width: u16) -> String {
         let (work, memory) = (&estimate.work, estimate.tensor_bytes + estimate.workspace_bytes.unwrap_or(0));
         let mut row = vec![
             Cell::new(&estimate.case_id).set_delimiter('/'),
-            figure(if work.pairs_all_heads > 0 { units::count(work.pairs_all_heads) } else { units::NOTHING.to_owned() }),
+            figure(if work.pairs_all_heads > 0 {
+                units::count(work.pairs_all_heads)
+            } else {
+                units::NOTHING.to_owned()
+            }),
             figure(units::count(work.flops)),
             figure(units::bytes(work.bytes())),
             figure(match estimate.workspace_bytes {
@@ -161,7 +165,7 @@ pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
     let mut what = table(&["kernel", "what it is"], width);
     let mut header = vec!["kernel", "mechanism"];
     header.extend(Phase::ALL.map(Phase::name));
-    header.push("keys in");
+    header.push("KV");
     let mut computes = table(&header, width);
     for kernel in kernels {
         let name = format!("{}/{}", kernel.provider, kernel.name);
@@ -179,6 +183,12 @@ pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
     }
     keep_whole(&mut what, [0]);
     keep_whole(&mut computes, [0, 1]);
+    // No word is broken: a phase's name and each pattern's name fit in their column.
+    for (index, name) in header.iter().enumerate().skip(2) {
+        if let Some(column) = computes.column_mut(index) {
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(name.len() as u16 + 2)));
+        }
+    }
     format!("{}\n\n{}", what.trim_fmt(), computes.trim_fmt())
 }
 
@@ -198,11 +208,12 @@ fn patterns(supports: &[&Support], phase: Phase) -> String {
     }
 }
 
+/// Where the keys and values are that it reads.
 fn keys_in(supports: &[&Support]) -> &'static str {
     let contiguous = supports.iter().any(|support| support.contiguous);
     let paged = supports.iter().any(|support| support.paged);
     match (contiguous, paged) {
-        (true, true) => "rows, pages",
+        (true, true) => "rows or pages",
         (false, true) => "pages",
         _ => "rows",
     }

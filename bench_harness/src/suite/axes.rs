@@ -5,10 +5,10 @@
 
 use std::ops::RangeInclusive;
 
+use attn_kernels::problem::id::{parse_heads, parse_lengths, parse_mechanism, parse_pattern};
 use attn_kernels::problem::{
     Bias, CausalAlignment, Dtype, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase, legal,
 };
-use attn_kernels::problem::id::{parse_heads, parse_lengths, parse_mechanism, parse_pattern};
 use toml::de::DeValue;
 
 use super::error::{Fault, quote, suggest};
@@ -77,18 +77,8 @@ pub(super) enum Threads {
 }
 
 /// The keys that a model decides.
-const MODEL_DECIDES: &[&str] = &[
-    "mechanism",
-    "pattern",
-    "causal",
-    "heads",
-    "head_dim",
-    "head_dim_qk",
-    "head_dim_v",
-    "scale",
-    "softcap",
-    "sinks",
-];
+const MODEL_DECIDES: &[&str] =
+    &["mechanism", "pattern", "causal", "heads", "head_dim", "head_dim_qk", "head_dim_v", "scale", "softcap", "sinks"];
 
 const LENGTHS: &str = "a length, a range such as `{ pow2 = [1024, 16384] }` or `{ from = 1000, to = 4000, step = 1000 }`, \
                        one length a sequence such as `[[100, 7]]`, or a distribution such as `\"@uniform:1-512:s7\"`";
@@ -110,8 +100,7 @@ pub(super) const AXES: &[Axis] = &[
     }),
     axis("causal", "`true` or `false`", &[], |axis, node| booleans(axis, node, AxisValue::Causal)),
     axis("align", "`bottom_right` or `top_left`", &[], |axis, node| {
-        let values =
-            [("bottom_right", CausalAlignment::BottomRight), ("top_left", CausalAlignment::TopLeft)];
+        let values = [("bottom_right", CausalAlignment::BottomRight), ("top_left", CausalAlignment::TopLeft)];
         named(axis, node, values.map(|(name, value)| (name, AxisValue::Align(value))))
     }),
     axis("dtype", "`f32`, `f16` or `bf16`", &[], |axis, node| {
@@ -120,7 +109,9 @@ pub(super) const AXES: &[Axis] = &[
     axis("dtype_kv", "`f32`, `f16` or `bf16`", &[], |axis, node| {
         named(axis, node, Dtype::ALL.map(|dtype| (dtype.name(), AxisValue::DtypeKv(dtype))))
     }),
-    axis("batch", "a number of sequences", &[], |axis, node| counts(axis, node, 1..=legal::MAX_BATCH as u64, AxisValue::Batch)),
+    axis("batch", "a number of sequences", &[], |axis, node| {
+        counts(axis, node, 1..=legal::MAX_BATCH as u64, AxisValue::Batch)
+    }),
     axis("heads", "query and KV heads such as `\"32:8\"`, or one number for both", &[], read_heads),
     axis("seqlen", LENGTHS, &["seqlen_q", "seqlen_kv"], |axis, node| lengths(axis, node, AxisValue::Seqlen)),
     axis("seqlen_q", LENGTHS, &[], |axis, node| lengths(axis, node, AxisValue::SeqlenQ)),
@@ -135,10 +126,20 @@ pub(super) const AXES: &[Axis] = &[
         counts(axis, node, 1..=legal::MAX_HEAD_DIM as u64, AxisValue::HeadDimV)
     }),
     axis("scale", "a factor of the scores, or `none` for 1/sqrt(head_dim_qk)", &[], |axis, node| {
-        optional(axis, node, |node| number(axis.name, node).map(|value| AxisValue::Scale(Some(value))), AxisValue::Scale(None))
+        optional(
+            axis,
+            node,
+            |node| number(axis.name, node).map(|value| AxisValue::Scale(Some(value))),
+            AxisValue::Scale(None),
+        )
     }),
     axis("softcap", "a cap of the scores, or `none`", &[], |axis, node| {
-        optional(axis, node, |node| number(axis.name, node).map(|value| AxisValue::Softcap(Some(value))), AxisValue::Softcap(None))
+        optional(
+            axis,
+            node,
+            |node| number(axis.name, node).map(|value| AxisValue::Softcap(Some(value))),
+            AxisValue::Softcap(None),
+        )
     }),
     axis("bias", "`none`, `bool`, `additive` or `alibi`", &[], |axis, node| {
         named(axis, node, Bias::ALL.map(|bias| (bias.name(), AxisValue::Bias(bias))))
@@ -170,8 +171,7 @@ pub(super) const AXES: &[Axis] = &[
     }),
 ];
 
-const MECHANISMS: &str =
-    "`softmax`, `linear`, `linformer` or `mla`, with options such as `linformer:rank=128`";
+const MECHANISMS: &str = "`softmax`, `linear`, `linformer` or `mla`, with options such as `linformer:rank=128`";
 const PATTERNS: &str = "`full`, `window:w`, `window:left,right`, `dilated:w,step`, `longformer:w,global`, `bigbird`, \
                         `strided:l` or `fixed:l,c`";
 
@@ -214,8 +214,8 @@ fn read_heads(axis: &Axis, node: &Node<'_>) -> Result<Vec<AxisValue>, Fault> {
     for node in one_or_many(axis.name, axis.expects, node)? {
         let heads = match node.get_ref() {
             DeValue::String(text) => {
-                let (q, kv) = parse_heads(text.as_ref())
-                    .map_err(|error| Fault::at(node.span(), format!("`heads`: {error}")))?;
+                let (q, kv) =
+                    parse_heads(text.as_ref()).map_err(|error| Fault::at(node.span(), format!("`heads`: {error}")))?;
                 Heads::Grouped(q, kv)
             }
             DeValue::Integer(_) => Heads::Same(integer(axis.name, 1..=legal::MAX_HEADS as u64, node)? as usize),

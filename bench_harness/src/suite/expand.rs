@@ -21,7 +21,10 @@ pub const MAX_MATRIX_CASES: u64 = 10_000;
 pub const MAX_SUITE_CASES: u64 = 50_000;
 
 /// The cases of every matrix in order, without duplicates: the first of two equal keys stays.
-pub(super) fn expand(raw: &RawSuite, environment: &Environment<'_>) -> Result<(Vec<MatrixInfo>, Vec<PlannedCase>), Fault> {
+pub(super) fn expand(
+    raw: &RawSuite,
+    environment: &Environment<'_>,
+) -> Result<(Vec<MatrixInfo>, Vec<PlannedCase>), Fault> {
     let mut total = 0u64;
     for matrix in &raw.matrices {
         let count = size(matrix, environment.kernels);
@@ -112,7 +115,9 @@ fn expand_matrix(matrix: &RawMatrix, environment: &Environment<'_>) -> Result<Ve
         };
         return Err(fault(format!("{reason}; {way_out}")));
     }
-    for (globs, was_used, key) in [(&matrix.include, was_included, "include"), (&matrix.exclude, was_excluded, "exclude")] {
+    for (globs, was_used, key) in
+        [(&matrix.include, was_included, "include"), (&matrix.exclude, was_excluded, "exclude")]
+    {
         if let Some(((glob, span), _)) = globs.iter().zip(was_used).find(|(_, was_used)| !was_used) {
             let example = cases.first().map(|case| format!(", such as `{}`", case.case.id())).unwrap_or_default();
             let message = format!("`{key}` glob `{}` matches no case id of the matrix{example}", glob.as_str());
@@ -227,8 +232,7 @@ impl Draft {
         let phase = self.phase.unwrap_or(Phase::Prefill);
         let dtype = self.dtype.unwrap_or(Dtype::F32);
         let (seqlen_q, seqlen_kv) = self.lengths(phase)?;
-        let mut problem =
-            AttentionProblem::softmax(phase, dtype, self.batch.unwrap_or(1), (1, 1), (1, 1), 1);
+        let mut problem = AttentionProblem::softmax(phase, dtype, self.batch.unwrap_or(1), (1, 1), (1, 1), 1);
         problem.dtype_kv = self.dtype_kv.unwrap_or(dtype);
         (problem.seqlen_q, problem.seqlen_kv) = (seqlen_q, seqlen_kv);
         problem.causal_alignment = self.align;
@@ -255,7 +259,9 @@ impl Draft {
         };
         let (qk, v) = natural_dims(&problem);
         let dim = |given: Option<usize>, natural: Option<usize>, key: &str| {
-            given.or(natural).ok_or_else(|| format!("it has no `head_dim`; give `head_dim = 128`, or `{key}` and its twin"))
+            given
+                .or(natural)
+                .ok_or_else(|| format!("it has no `head_dim`; give `head_dim = 128`, or `{key}` and its twin"))
         };
         problem.head_dim_qk = dim(self.head_dim_qk, qk, "head_dim_qk")?;
         problem.head_dim_v = dim(self.head_dim_v, v, "head_dim_v")?;
@@ -271,10 +277,10 @@ impl Draft {
             (Phase::Decode, None, _, None) => {
                 Err("phase `decode` has no cache length; give `seqlen` or `seqlen_kv`".to_owned())
             }
-            (Phase::Append, Some(_), _, _) => {
-                Err("phase `append` puts queries onto a longer cache; give `seqlen_q` and `seqlen_kv` instead of `seqlen`"
-                    .to_owned())
-            }
+            (Phase::Append, Some(_), _, _) => Err(
+                "phase `append` puts queries onto a longer cache; give `seqlen_q` and `seqlen_kv` instead of `seqlen`"
+                    .to_owned(),
+            ),
             (_, Some(both), _, _) => Ok((both.clone(), both.clone())),
             (_, None, Some(q), Some(kv)) => Ok((q.clone(), kv.clone())),
             (Phase::Append, None, _, _) => Err("phase `append` needs `seqlen_q` and `seqlen_kv`".to_owned()),

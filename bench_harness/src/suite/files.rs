@@ -17,7 +17,8 @@ pub(super) const MAX_SUITE_BYTES: u64 = 1 << 20;
 /// The file of a suite that is named by its path (`suites/ci.toml`) or its name (`ci`), which is looked for in `dirs`.
 pub fn find(name: &str, dirs: &[PathBuf]) -> Result<PathBuf, SuiteError> {
     let path = Path::new(name);
-    if path.is_file() || path.components().count() != 1 || path.extension().is_some_and(|extension| extension == "toml") {
+    if path.is_file() || path.components().count() != 1 || path.extension().is_some_and(|extension| extension == "toml")
+    {
         return Ok(path.to_owned());
     }
     if let Some(path) = dirs.iter().map(|dir| dir.join(format!("{name}.toml"))).find(|path| path.is_file()) {

@@ -65,7 +65,12 @@ impl LayerGroup {
 
     /// The expanded form of DeepSeek's latent attention: 128 + 64 for queries and keys, 128 for values.
     const fn mla(count: u32, heads: usize) -> Self {
-        LayerGroup { mechanism: Mechanism::MLA, head_dim_qk: 192, head_dim_v: 128, ..Self::dense(count, heads, heads, 128) }
+        LayerGroup {
+            mechanism: Mechanism::MLA,
+            head_dim_qk: 192,
+            head_dim_v: 128,
+            ..Self::dense(count, heads, heads, 128)
+        }
     }
 
     const fn with_pattern(self, pattern: Pattern) -> Self {

@@ -138,7 +138,10 @@ fn read_matrix_keys(
             "measure" => settings = settings::read(node, around)?,
             axis => {
                 let Some((index, axis)) = axes::find(axis) else {
-                    return Err(Fault::at(span, unknown_key("matrix", axis, MATRIX_KEYS.into_iter().chain(axes::names()))));
+                    return Err(Fault::at(
+                        span,
+                        unknown_key("matrix", axis, MATRIX_KEYS.into_iter().chain(axes::names())),
+                    ));
                 };
                 given.insert(axis.name, span);
                 axes.push((index, axis.values(node)?));
@@ -156,10 +159,10 @@ fn read_matrix_keys(
         }
     };
     let mut dimensions = Vec::new();
+    check_exclusive(&given)?;
     if let Some(node) = shapes {
         dimensions.push(read_shapes(node, &mut given)?);
     }
-    check_exclusive(&given)?;
     if given.contains_key("mode") && matrix_measures_mode(table) {
         return Err(Fault::at(node.span(), "`mode` is given as an axis and in `[matrix.measure]`; keep one of them"));
     }
@@ -185,11 +188,8 @@ fn check_exclusive(given: &HashMap<&'static str, Range<usize>>) -> Result<(), Fa
     Ok(())
 }
 
-/// Tied axes: a list of tables, each of which sets several axes at once, one value each.
-fn read_shapes(
-    node: &Node<'_>,
-    given: &mut HashMap<&'static str, Range<usize>>,
-) -> Result<Vec<Vec<AxisValue>>, Fault> {
+/// Tied axes: a list of tables, each of which sets several axes at once, one value each. Their keys join `given`.
+fn read_shapes(node: &Node<'_>, given: &mut HashMap<&'static str, Range<usize>>) -> Result<Vec<Vec<AxisValue>>, Fault> {
     const EXPECTS: &str = "a list of tables that set axes together, such as `[{ batch = 32, seqlen = 512 }]`";
     let DeValue::Array(list) = node.get_ref() else { return Err(mismatch("shapes", EXPECTS, node)) };
     if list.is_empty() || list.len() > MAX_VALUES {
@@ -200,6 +200,7 @@ fn read_shapes(
     for node in list {
         let DeValue::Table(table) = node.get_ref() else { return Err(mismatch("shapes", EXPECTS, node)) };
         let mut values = Vec::new();
+        let mut in_row = given.clone();
         for (key, span, node) in entries(table) {
             let Some((index, axis)) = axes::find(key) else {
                 return Err(Fault::at(span, unknown_key("shape", key, axes::names())));
@@ -210,12 +211,15 @@ fn read_shapes(
             }
             let value = axis.values(node)?;
             let Ok([value]) = <[AxisValue; 1]>::try_from(value) else {
-                let message = format!("`{}` has several values inside `shapes`; each row sets one: {}", axis.name, axis.expects);
+                let message =
+                    format!("`{}` has several values inside `shapes`; each row sets one: {}", axis.name, axis.expects);
                 return Err(Fault::at(node.span(), message));
             };
-            in_shapes.insert(axis.name, span);
+            in_row.insert(axis.name, span);
             values.push((index, value));
         }
+        check_exclusive(&in_row)?;
+        in_shapes.extend(in_row);
         values.sort_by_key(|&(index, _)| index);
         alternatives.push(values.into_iter().map(|(_, value)| value).collect());
     }

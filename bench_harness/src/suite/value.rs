@@ -133,8 +133,7 @@ pub(super) fn range(
     node: &Node<'_>,
     table: &DeTable<'_>,
 ) -> Result<Vec<u64>, Fault> {
-    const EXPECTS: &str =
-        "a range such as `{ pow2 = [1024, 16384] }` or `{ from = 1000, to = 4000, step = 1000 }`";
+    const EXPECTS: &str = "a range such as `{ pow2 = [1024, 16384] }` or `{ from = 1000, to = 4000, step = 1000 }`";
     let mut names: Vec<&str> = table.iter().map(|(name, _)| name.get_ref().as_ref()).collect();
     names.sort_unstable();
     match names[..] {
