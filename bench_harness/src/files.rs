@@ -208,7 +208,7 @@ fn check_head(kind: &DocumentKind, text: &str) -> Result<(), Problem> {
         version_field: kind.version_field,
         made_by: kind.made_by,
     };
-    serde_json::from_str::<IgnoredAny>(text).map_err(|error| match error.is_eof() {
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| match error.is_eof() || is_at_end(text, &error) {
         true => Problem::Truncated { line: error.line(), column: error.column(), made_by: kind.made_by },
         false => Problem::NotJson { line: error.line(), column: error.column(), cause: words_of(&error) },
     })?;
@@ -227,6 +227,12 @@ fn check_head(kind: &DocumentKind, text: &str) -> Result<(), Problem> {
             _ => wrong_kind("some other JSON object"),
         }),
     }
+}
+
+/// Whether the parser stumbled over the last byte, as it does where a text was cut off inside a number.
+fn is_at_end(text: &str, error: &serde_json::Error) -> bool {
+    let (lines, last) = text.split('\n').fold((0, ""), |(lines, _), line| (lines + 1, line));
+    error.line() == lines && error.column() >= last.len() && !text.trim_end().ends_with('}')
 }
 
 /// The top-level fields whose names end in `_version`, with their values where they are numbers; nothing else is kept.

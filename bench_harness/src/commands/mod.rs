@@ -1,7 +1,10 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod eval;
+pub mod kernels;
 pub mod run;
+pub mod scaling;
+pub mod suites;
 pub mod terminal;
 pub mod worker;
 
@@ -39,12 +42,16 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// One variant a subcommand: each is a file of this folder with `Args` and `run(Args) -> anyhow::Result<Exit>`.
+/// One variant a subcommand, in the order of the help: each is a file of this folder with `Args` and
+/// `run(Args) -> anyhow::Result<Exit>`.
 #[derive(clap::Subcommand, Debug)]
+#[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
-    /// Run one kernel on your own tensors
-    Eval(eval::Args),
     Run(run::Args),
+    Scaling(scaling::Args),
+    Eval(eval::Args),
+    Suites(suites::Args),
+    Kernels(kernels::Args),
     #[command(hide = true)]
     Worker(worker::Args),
 }
@@ -53,8 +60,11 @@ impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
-            Command::Eval(args) => eval::run(args),
             Command::Run(args) => run::run(args),
+            Command::Scaling(args) => scaling::run(args),
+            Command::Eval(args) => eval::run(args),
+            Command::Suites(args) => suites::run(args),
+            Command::Kernels(args) => kernels::run(args),
             Command::Worker(args) => worker::run(args),
         }
     }

@@ -1,22 +1,36 @@
-//! What the terminal is like. Reports are told, so that they stay pure.
+//! What commands print with: the terminal's width, and output that ends quietly when its reader does.
 
-use std::io::IsTerminal;
+use std::io::{self, Write};
 
-/// Columns where nothing tells the width: what a log viewer shows.
-const DEFAULT_WIDTH: usize = 100;
+use anyhow::Context;
 
-/// Columns of the terminal that stdout is, of `COLUMNS`, or the default.
-pub fn width() -> usize {
-    let from_environment = || std::env::var("COLUMNS").ok()?.parse::<usize>().ok();
-    let from_terminal = || std::io::stdout().is_terminal().then(|| indicatif_width()).flatten();
-    from_terminal().or_else(from_environment).unwrap_or(DEFAULT_WIDTH).clamp(60, 400)
+/// Columns when nobody says how many there are.
+const DEFAULT_WIDTH: u16 = 100;
+/// Narrowest and widest tables: below, nothing fits; above, eyes lose the line.
+const WIDTHS: std::ops::RangeInclusive<u16> = 60..=160;
+
+/// Columns for tables on stdout: those of the terminal, else of `COLUMNS`, else 100.
+pub fn width() -> u16 {
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let width = terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0).or_else(columns);
+    width.unwrap_or(DEFAULT_WIDTH).clamp(*WIDTHS.start(), *WIDTHS.end())
 }
 
-fn indicatif_width() -> Option<usize> {
-    console::Term::stdout().size_checked().map(|(_rows, columns)| usize::from(columns))
+/// Prints a text and a line break. A reader that has seen enough (`| head`) is no error.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("printing the result"),
+    }
 }
 
-/// Whether progress may be drawn.
+/// Prints a value as JSON.
+pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+    print(&serde_json::to_string_pretty(value).context("writing the result as JSON")?)
+}
+
+/// Whether progress may be drawn on stderr.
 pub fn stderr_is_terminal() -> bool {
-    std::io::stderr().is_terminal()
+    io::IsTerminal::is_terminal(&io::stderr())
 }

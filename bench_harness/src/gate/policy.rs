@@ -58,7 +58,8 @@ pub struct Policy {
     pub max_mde: f64,
     /// Power at which the smallest detectable effect is stated.
     pub power: f64,
-    /// Comparisons that are simulated for each effect size when the smallest detectable one is sought.
+    /// Comparisons that are simulated for each effect size when the smallest detectable one is sought; 0
+    /// states none for A/B.
     pub simulations: usize,
     /// Cases of the base that head no longer has are no regression.
     pub accept_removed: bool,
@@ -157,7 +158,6 @@ impl Policy {
             ("extra_pairs", self.extra_pairs),
             ("max_pairs", self.max_pairs),
             ("min_sessions", self.min_sessions),
-            ("simulations", self.simulations),
         ];
         let bad = |field, value: String, expected| Err(PolicyError::OutOfRange { field, value, expected });
         for (field, value) in effects {
@@ -174,6 +174,9 @@ impl Policy {
             if !(1..=10_000).contains(&value) {
                 return bad(field, value.to_string(), "between 1 and 10000");
             }
+        }
+        if self.simulations > 10_000 {
+            return bad("simulations", self.simulations.to_string(), "at most 10000");
         }
         if !(2..=10_000).contains(&self.min_rounds) {
             return bad("min_rounds", self.min_rounds.to_string(), "between 2 and 10000");

@@ -155,7 +155,7 @@ fn settle(case: &mut CaseResult) -> bool {
 /// A rate above its ceiling is kept with its samples, flagged, and takes no part in verdicts.
 fn flag_implausible(record: &mut Record) {
     let findings: Vec<Option<String>> =
-        record.cases.iter().map(|case| crate::metric::implausible(case, record)).collect();
+        record.cases.iter().map(|case| crate::metric::limits::implausible(case, record)).collect();
     for (case, finding) in record.cases.iter_mut().zip(findings) {
         case.flags.extend(finding);
     }

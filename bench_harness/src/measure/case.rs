@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use attn_kernels::input::hash64;
-use rand::Rng;
+use rand::RngExt;
 use rand_pcg::Pcg64;
 
 use super::verify::Verifier;

@@ -76,6 +76,15 @@ pub enum JournalError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another run left its journal there.
+    #[error(
+        "creating journal `{path}`: it is there already, with what an unfinished run measured; go on with --resume {path}, \
+         choose another --out, or delete it"
+    )]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is no journal.
     #[error("reading journal `{path}`, line {line}: {reason}; start anew without --resume")]
     Corrupt {
@@ -112,8 +121,10 @@ impl Journal {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).map_err(|error| io("creating the folder of", error))?;
         }
-        let file =
-            OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| io("creating", error))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => JournalError::Exists { path: path.to_owned() },
+            _ => io("creating", error),
+        })?;
         let mut journal = Journal { path: path.to_owned(), file };
         journal.append(&Entry::Header(header))?;
         Ok(journal)

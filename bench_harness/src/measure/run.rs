@@ -126,7 +126,7 @@ impl Pass<'_> {
         }
         observer.controls_started();
         let start = Instant::now();
-        let mut measure = || -> Result<Vec<(u64, Vec<f64>)>, Failure> {
+        let measure = || -> Result<Vec<(u64, Vec<f64>)>, Failure> {
             let mut worker = Worker::spawn(self.context.control_worker, self.stop(), START_TIMEOUT)?;
             let samples = builder
                 .controls()

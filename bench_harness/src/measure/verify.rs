@@ -35,7 +35,7 @@ impl Verifier {
 
     /// How the inputs of a case are generated: what a worker must be told.
     pub fn input_spec(&self, planned: &PlannedCase) -> InputSpec {
-        SamplePlan::input_spec(&planned.case.problem, self.seed, planned.settings.oracle_flops)
+        InputSpec::new(&planned.case.problem, self.seed)
     }
 
     /// Compares the outputs of the worker's last poisoned call, which used input set `set`, with the oracle.
@@ -56,14 +56,14 @@ impl Verifier {
         let _ = std::fs::remove_file(&self.outputs_path);
         let mut left = &bytes[..];
         let mut reports = Vec::new();
-        for (index, expected) in expected.iter().enumerate() {
+        for (index, tensor) in expected.iter().enumerate() {
             // The last tensor gets whatever is left, so that a file of the wrong length is an error and not ignored.
             let is_last = index + 1 == expected.len();
-            let take = if is_last { left.len() } else { expected.byte_length().min(left.len()) };
-            let (own, rest) = left.split_at(take);
+            let length = tensor.reference.len() * tensor.dtype.bytes();
+            let (own, rest) = left.split_at(if is_last { left.len() } else { length.min(left.len()) });
             left = rest;
-            let report = expected.judge_bytes(own).map_err(|error| internal(error.to_string()))?;
-            reports.push((expected.rows.tensor, expected.rows.rows.len(), report));
+            let report = tensor.judge_bytes(own).map_err(|error| internal(error.to_string()))?;
+            reports.push((tensor.rows.tensor, tensor.rows.rows.len(), report));
         }
         Ok(reports)
     }
@@ -83,7 +83,7 @@ impl Verifier {
 
 /// What a call of the problem on input set `set` must write, in sampled rows.
 fn expected_outputs(problem: &AttentionProblem, spec: &InputSpec, set: u64, budget_flops: u64) -> Vec<Expected> {
-    let plan = SamplePlan::for_problem(problem, spec, set, budget_flops);
+    let plan = SamplePlan::for_problem(problem, spec, set, budget_flops as f64);
     let source = GeneratedRows::new(problem, spec, set);
     Oracle::new(problem, &source).expected(&plan)
 }

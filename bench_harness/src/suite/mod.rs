@@ -7,12 +7,14 @@
 
 mod axes;
 mod error;
+mod estimate;
 mod expand;
-mod filter;
 mod files;
+mod filter;
 pub mod presets;
 mod raw;
 mod settings;
+mod support;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -24,9 +26,11 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, CaseKey, Mode};
 
 pub use error::SuiteError;
+pub use estimate::Estimate;
 pub use expand::{MAX_MATRIX_CASES, MAX_SUITE_CASES};
 pub use files::{SUITES_DIR, find, list};
 pub use filter::CaseGlob;
+pub use support::{Support, support};
 
 /// How the cases of a matrix are measured. Defaults are DESIGN's; a suite, a matrix or the command line overrides them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -207,7 +207,7 @@ impl CpuCase {
             }
         });
         slots[index].set = Some(set);
-        slots[index].checksum = checksum(&self.pool, &self.slots[index].inputs);
+        slots[index].checksum = checksum(pool, &slots[index].inputs);
         index
     }
 

@@ -265,8 +265,7 @@ impl Layout {
                     let seen = local(&call.rules.cut(&row.keys), first, len);
                     let scores = &mut scores[index * width..(index + 1) * width];
                     let (max, sum) = (&mut max[head * count + index], &mut sum[head * count + index]);
-                    let scale =
-                        absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
+                    let scale = absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
                     if let Some(scale) = scale {
                         scale_in_place(isa, &mut out[index * self.dim_v..(index + 1) * self.dim_v], scale);
                     }

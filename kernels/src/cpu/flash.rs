@@ -12,9 +12,10 @@
 
 use std::ops::Range;
 
+use super::call::Call;
+use super::flash_bwd;
 use super::online::{TileShape, TileState, absorb, finish};
 use super::packed_kv::BlockPacker;
-use super::call::Call;
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
 use super::score::alibi_slopes;
@@ -56,7 +57,7 @@ impl Kernel for Flash {
             other => return refuse(format!("flash computes softmax attention, not {}", other.name())),
         }
         if problem.phase == Phase::Backward {
-            return refuse("flash computes prefill, decode and append, not backward".into());
+            return flash_bwd::supports(problem);
         }
         if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
             return refuse(format!("flash computes the patterns full and window, not {}", problem.pattern.name()));
@@ -69,6 +70,9 @@ impl Kernel for Flash {
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
         self.supports(context.problem)?;
+        if context.problem.phase == Phase::Backward {
+            return flash_bwd::plan(context);
+        }
         Ok(Box::new(FlashPlan::new(self.isa.unwrap_or_else(Isa::best), context)?))
     }
 }

@@ -1,11 +1,18 @@
 //! Kernels on the CPU, one file each.
 
+mod access;
+pub mod block_sparse;
 mod call;
 mod decode;
 pub mod flash;
 pub mod flash1;
+mod flash_bwd;
+pub mod linear;
+pub mod linformer;
+pub mod mla;
 pub mod naive;
 mod online;
+mod online_tile;
 mod packed_kv;
 pub mod paged;
 mod rows;
@@ -13,16 +20,26 @@ mod schedule;
 mod score;
 pub mod simd;
 pub mod split_kv;
+mod tile;
+mod tiled;
+
+#[cfg(test)]
+mod tests;
 
 use crate::kernel::Kernel;
 
 /// Every CPU kernel, from the plainest on. A new kernel is one file and one line here.
+#[rustfmt::skip]
 pub const KERNELS: &[&dyn Kernel] = &[
     &naive::Naive { isa: None },
     &flash1::Flash1 { isa: None },
     &flash::Flash { isa: None },
     &split_kv::SplitKv { isa: None },
     &paged::Paged { isa: None },
+    &block_sparse::BlockSparse,
+    &linear::Linear,
+    &linformer::Linformer,
+    &mla::Mla,
 ];
 
 /// The kernel of that name.

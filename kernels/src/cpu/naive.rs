@@ -26,7 +26,7 @@ use crate::input::SharedMut;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, KvLayout, Mechanism, Pattern, Phase};
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{ElementType, Rows, Tensor, TensorSet};
 
 /// Queries a tile.
 const TILE_ROWS: usize = 48;
@@ -143,8 +143,7 @@ impl NaivePlan {
         for &(len_q, len_kv) in &lengths {
             let heads = mask_heads(&Visibility::new(problem, len_q, len_kv)) as u64;
             score_elements += (problem.heads_q * len_q) as u64 * (isa.pad(len_kv) + 2) as u64;
-            packed_elements +=
-                (problem.heads_kv * len_kv.div_ceil(BLOCK_KEYS)) as u64 * packer.block_elements() as u64;
+            packed_elements += (problem.heads_kv * len_kv.div_ceil(BLOCK_KEYS)) as u64 * packer.block_elements() as u64;
             mask_bytes += heads * len_q as u64 * len_kv as u64;
         }
         let scratch_elements = TILE_ROWS * (dim_qk + isa.pad(dim_v));
@@ -236,9 +235,7 @@ impl Layout {
     fn pack(&self, task: usize, call: &Call<'_>, offsets: &mut [usize], packed: &SharedMut<f32>) {
         let (sequence, head, block) = self.packs[task];
         // SAFETY: each (sequence, KV head, block) has its own place.
-        let out = unsafe {
-            packed.slice(self.place(sequence, head, block).start, self.packer.block_elements())
-        };
+        let out = unsafe { packed.slice(self.place(sequence, head, block).start, self.packer.block_elements()) };
         let (k, v) = ((call.k, &self.rows_k), (call.v, &self.rows_v));
         self.packer.pack(k, v, (sequence, head), self.extent(sequence, block), offsets, out);
     }
@@ -344,7 +341,8 @@ impl Plan for NaivePlan {
             scores.slice(place.start, place.len())
         };
         // SAFETY: as above.
-        let tile_sums = |task: usize| unsafe { sums.slice(2 * task * TILE_ROWS, 2 * TILE_ROWS) }.split_at_mut(TILE_ROWS);
+        let tile_sums =
+            |task: usize| unsafe { sums.slice(2 * task * TILE_ROWS, 2 * TILE_ROWS) }.split_at_mut(TILE_ROWS);
         for_each_task(layout.tiles.len(), scratches, |scratch, task| {
             let tile = &layout.tiles[task];
             layout.multiply_keys(tile, &call, packed, tile_scores(tile), scratch.queries.as_mut_slice());

@@ -112,13 +112,7 @@ pub(crate) fn local(keys: &Range<usize>, first: usize, len: usize) -> Range<usiz
 }
 
 /// O += P V, each run of rows over the keys that it sees.
-fn weigh_values(
-    shape: TileShape,
-    rows: &[Row],
-    block: KeyValueBlock<'_>,
-    width: usize,
-    state: &mut TileState<'_>,
-) {
+fn weigh_values(shape: TileShape, rows: &[Row], block: KeyValueBlock<'_>, width: usize, state: &mut TileState<'_>) {
     const RUN: usize = 24;
     let seen = |from: usize, to: usize| {
         let (first, last) = (&rows[from].keys, &rows[to - 1].keys);

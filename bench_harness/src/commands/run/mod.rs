@@ -12,23 +12,23 @@ use super::Exit;
 use super::terminal;
 use crate::case::Mode;
 use crate::device::cpu::usable_cores;
+use crate::device::cpu_info::CpuInfo;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
 use crate::record::environment::{fingerprint, provenance};
 use crate::record::{Disposition, Record, RunInfo, TimeSpent, file};
 use crate::report;
-use crate::store::device_lock::DeviceLock;
-use crate::suite::filter::CaseGlob;
-use crate::suite::{self, Suite};
-use crate::vcs;
+use crate::store::device_lock::{DeviceLock, Sharing};
+use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
+use crate::vcs::{self, RepositoryState};
 
 /// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// Suite file, or the name of one in `suites/`
-    suite: PathBuf,
+    suite: String,
 
     /// Where the record goes [default: results/SUITE-TIME.json]
     #[arg(long, short, value_name = "FILE")]
@@ -106,7 +106,7 @@ fn exit_of(record: &Record) -> Exit {
 }
 
 fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
-    let mut suite = suite::load(&suite::locate(&args.suite)?)?;
+    let mut suite = Suite::load(&suite::find(&args.suite, &[PathBuf::from(SUITES_DIR)])?)?;
     let cores = usable_cores();
     if let Some(seed) = args.seed {
         suite.seed = seed;
@@ -173,7 +173,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
         }
     };
 
-    let lock = DeviceLock::acquire("cpu");
+    let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
     let stop = interrupt::stop_flag()?;
     let context = RunContext {
@@ -183,14 +183,14 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
         stop: stop.clone(),
     };
     let mut observer = progress::observer(suite, args.json);
-    let mut is_shared = warn_if_shared(&lock);
+    let shared_at_start = is_shared(lock.as_ref());
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
     let outcome = measure(suite, &context, &mut builder, &mut journal, observer.as_mut());
     let wall_ns = u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let between_entries_ns = wall_ns.saturating_sub(builder.entry_time_ns() - earlier_ns);
     builder.add_time(&TimeSpent { total_ns: between_entries_ns, ..TimeSpent::default() });
-    is_shared |= lock.was_shared();
     drop(observer);
+    let device_shared = shared_at_start || is_shared(lock.as_ref());
 
     let info = RunInfo {
         id: header.run_id,
@@ -204,11 +204,15 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
         rounds_planned: suite.cases.iter().map(|case| case.settings.rounds).max().unwrap_or(0),
         rounds_done: 0,
         complete: false,
-        device_shared: is_shared,
+        device_shared,
         time: TimeSpent::default(),
     };
-    let git = vcs::state(Path::new("."));
-    let record = builder.finish(info, fingerprint(), provenance(), git);
+    let git = vcs::repository_state(Path::new("."))
+        .map_err(|error| eprintln!("warning: the record has no git state: {error}"))
+        .ok()
+        .and_then(RepositoryState::into_git_state);
+    let cpu = CpuInfo::read();
+    let record = builder.finish(info, fingerprint(&cpu), provenance(&cpu), git);
     let saved = save(&path, &record, journal)?;
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
@@ -237,11 +241,9 @@ fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<PathBu
     }
 }
 
-fn warn_if_shared(lock: &DeviceLock) -> bool {
-    let pids = lock.others();
-    if pids.is_empty() {
-        return false;
-    }
+/// Says so where others measure on the device now.
+fn is_shared(lock: Option<&DeviceLock>) -> bool {
+    let Some(Sharing::Shared { pids }) = lock.map(DeviceLock::sharing) else { return false };
     let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     eprintln!(
         "warning: the device is shared: another attnbench (process {list}) is measuring on it now; both runs go on, their \

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Formatting, lints, every test, and a real run that is gated against itself. Needs a Rust toolchain, a C compiler and
+# git; everything else is a crate. One profile and one target folder serve the tests and the binary that people run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+
+step() { printf '\n== %s\n' "$*"; }
+
+if ! command -v cc >/dev/null; then
+    step "installing a C compiler"
+    apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev
+fi
+rustup component add rustfmt clippy >/dev/null 2>&1 || true
+
+step "formatting"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --release --workspace --all-targets --locked -- -D warnings
+
+step "tests"
+cargo test --release --workspace --locked
+
+step "docs"
+RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
+
+step "a run of quickstart, gated against itself"
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+attnbench=target/release/attnbench
+"$attnbench" run suites/quickstart.toml --out "$out/record.json"
+"$attnbench" baseline save "$out/record.json" --dir "$out/baselines"
+# One session cannot prove that nothing changed: `inconclusive` is the honest answer, and it passes unless --strict.
+"$attnbench" gate "$out/record.json" --baseline "$out"/baselines/*/quickstart.json || [ $? -eq 3 ]
+
+step "all checks passed"
