@@ -1,5 +1,8 @@
 //! Attention in f64 from its definition, one score after the other.
 
+/// A function of (sequence, head, query, key).
+pub(crate) type Mask = Box<dyn Fn(usize, usize, usize, usize) -> f64>;
+
 /// Numbers and rules of an evaluation; tensors are (batch, heads, length, dim).
 pub(crate) struct Dense {
     pub(crate) batch: usize,
@@ -18,7 +21,7 @@ pub(crate) struct Dense {
     /// Keys of each sequence that count.
     pub(crate) valid: Vec<usize>,
     /// What is added to the score of (sequence, head, query, key); -inf hides it.
-    pub(crate) mask: Box<dyn Fn(usize, usize, usize, usize) -> f64>,
+    pub(crate) mask: Mask,
 }
 
 impl Dense {

@@ -8,7 +8,7 @@ use attnbench::tensor_file::{Array, FileDtype};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use crate::dense::Dense;
+use crate::dense::{Dense, Mask};
 
 /// What a drawn mask looks like.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -252,7 +252,7 @@ impl Config {
         (inputs, dense)
     }
 
-    fn draw_mask(&self, stream: &mut Stream) -> (Option<Array>, Box<dyn Fn(usize, usize, usize, usize) -> f64>) {
+    fn draw_mask(&self, stream: &mut Stream) -> (Option<Array>, Mask) {
         let Some((kind, broadcast, left_out, eighths)) = self.mask else { return (None, Box::new(|_, _, _, _| 0.0)) };
         let full = [self.batch, self.heads_q(), self.len_q];
         let mut dims: Vec<usize> =
