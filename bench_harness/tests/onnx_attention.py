@@ -65,11 +65,21 @@ class Case:
         return TOLERANCES[str(self.tensors["q"].dtype)]
 
 
+def length_q(case):
+    return case.tensors["q"].shape[-2]
+
+
 def reference(case):
     """Output, present key, present value and log-sum-exp, by the operator's reference implementation in float32."""
     wide = {
         role: array.astype(np.float32) if array.dtype == np.float16 else array for role, array in case.tensors.items()
     }
+    if "mask" in wide and wide["mask"].shape[-2] == 1:
+        # The reference takes the number of queries from the mask when it adds causal, so a mask that is one row for all
+        # queries would give every query the first one's keys. The operator's text broadcasts first.
+        shape = list(wide["mask"].shape)
+        shape[-2] = length_q(case)
+        wide["mask"] = np.broadcast_to(wide["mask"], shape).copy()
     order = ["q", "k", "v", "mask", "past_key", "past_value", "kv_lengths"]
     while order[-1] not in wide:
         order.pop()
@@ -175,6 +185,7 @@ def cases():
     add("bool_4d_keys", mask=lambda m: m.boolean(m.batch, 1, 1, m.total))
     add("bool_4d_heads", mask=lambda m: m.boolean(1, m.heads[0], 1, m.total))
     add("bool_causal", causal, mask=lambda m: m.boolean(m.length_q, m.total), length_q=5)
+    add("bool_keys_causal", causal, mask=lambda m: m.boolean(m.batch, 1, 1, m.total), length_q=5)
     add("bool_softcap", {"softcap": 1.0}, mask=lambda m: m.boolean(m.length_q, m.total))
     # Additive masks.
     add("float_2d", mask=lambda m: m.additive(m.length_q, m.total))
@@ -234,6 +245,7 @@ def cases():
     add("half", dtype="float16")
     add("half_causal_past", causal, dtype="float16", past=4, length_kv=3)
     add("half_mask", dtype="float16", mask=lambda m: m.additive(m.length_q, m.total))
+    add("half_wide_mask", dtype="float16", mask=lambda m: m.additive(m.length_q, m.total, dtype=np.float32))
     add("half_bool_softcap", {"softcap": 2.0}, dtype="float16", mask=lambda m: m.boolean(m.length_q, m.total))
     return made
 

@@ -21,7 +21,8 @@ use crate::tensor_file::{self, Array, Location, PendingFile};
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// Kernel, as `attnbench kernels` lists them: `cpu/naive` and `cpu/flash` take every mask
+    /// Kernel, as `attnbench kernels` lists them: cpu/naive and cpu/flash take every mask, the others refuse what they do
+    /// not compute
     #[arg(long, value_name = "PROVIDER/KERNEL")]
     kernel: String,
     /// Queries: .npy or .safetensors (`file.safetensors#name` chooses one of several tensors), float32, float16 or
@@ -53,9 +54,9 @@ pub struct Args {
     /// A query at position p sees keys 0 to p
     #[arg(long)]
     causal: bool,
-    /// Where the queries stand, for --causal and the windows: with `top-left`, as in the operator, query 0 stands at key
+    /// Where the queries stand, for --causal and the windows: with top_left, as in the operator, query 0 stands at key
     /// 0, behind the past where there is one, and at kv_length - queries where --kv-lengths is given without a past; with
-    /// `bottom-right` the last query stands at the last key that counts
+    /// bottom_right the last query stands at the last key that counts
     #[arg(long, value_enum, value_name = "WHERE", default_value = "top_left")]
     causal_alignment: Alignment,
     /// Keys before its position that a query sees; -1 for all
@@ -220,7 +221,11 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         run_ms: evaluation.run_ns as f64 / 1e6,
         outputs,
     };
-    if args.json { println!("{}", serde_json::to_string_pretty(&report)?) } else { print_report(&report) }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?)
+    } else {
+        print_report(&report)
+    }
     Ok(Exit::Pass)
 }
 
@@ -243,12 +248,10 @@ fn print_report(report: &Report) {
 }
 
 fn find_kernel(id: &str) -> anyhow::Result<&'static dyn Kernel> {
-    id.strip_prefix("cpu/")
-        .and_then(attn_kernels::cpu::find)
-        .with_context(|| {
-            let known: Vec<String> = KERNELS.iter().map(|kernel| format!("cpu/{}", kernel.name())).collect();
-            format!("choosing kernel `{id}`: there is no such kernel; eval runs {}", known.join(", "))
-        })
+    id.strip_prefix("cpu/").and_then(attn_kernels::cpu::find).with_context(|| {
+        let known: Vec<String> = KERNELS.iter().map(|kernel| format!("cpu/{}", kernel.name())).collect();
+        format!("choosing kernel `{id}`: there is no such kernel; eval runs {}", known.join(", "))
+    })
 }
 
 const O: &str = "o";

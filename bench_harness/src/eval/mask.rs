@@ -46,7 +46,8 @@ pub(super) fn bias(
         Some(source) if source.dtype != FileDtype::Bool => (Bias::Additive, dtype.into()),
         _ => (Bias::Bool, ElementType::Bool),
     };
-    let mut dims = source.as_ref().map_or([1, 1, 1, keys], |source| [source.dims[0], source.dims[1], source.dims[2], keys]);
+    let mut dims =
+        source.as_ref().map_or([1, 1, 1, keys], |source| [source.dims[0], source.dims[1], source.dims[2], keys]);
     if let Some(fold) = fold {
         dims[0] = if fold.is_shared() { dims[0] } else { shapes.batch };
         dims[2] = shapes.len_q;
@@ -122,14 +123,16 @@ impl<'a> Source<'a> {
         let wanted = [shapes.batch, shapes.heads_q, shapes.len_q, shapes.len_total()];
         let shape = &array.dims;
         let wrong = |reason: String| {
-            Err(format!("mask of shape {shape:?} {reason}: it is broadcast to (batch, heads, queries, keys) = {wanted:?}"))
+            Err(format!(
+                "mask of shape {shape:?} {reason}: it is broadcast to (batch, heads, queries, keys) = {wanted:?}"
+            ))
         };
         if !(2..=4).contains(&shape.len()) {
             return wrong(format!("has {} dimensions, not 2 to 4", shape.len()));
         }
         let mut dims = [1; 4];
         dims[4 - shape.len()..].copy_from_slice(shape);
-        for (axis, name) in ["batch", "heads", "queries"].into_iter().enumerate() {
+        for (axis, name) in ["sequences", "heads", "queries"].into_iter().enumerate() {
             if dims[axis] != 1 && dims[axis] != wanted[axis] {
                 return wrong(format!("has {} where {name} are {}", dims[axis], wanted[axis]));
             }

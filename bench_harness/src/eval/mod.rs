@@ -21,6 +21,7 @@ use attn_kernels::kernel::{Kernel, KernelError, PlanContext};
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Lengths, Pattern, Phase};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 
+use crate::device::cpu;
 use crate::tensor_file::{Array, FileDtype};
 use mask::Fold;
 use shapes::{Shapes, gather};
@@ -299,15 +300,11 @@ fn run(
     options: &Options,
 ) -> Result<u64, EvalError> {
     let threads = options.threads.max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|cause| EvalError::Invalid(format!("starting {threads} threads: {cause}")))?;
+    let pool = cpu::thread_pool(threads)?;
     let available_bytes = options.available_bytes.saturating_sub((inputs.total_bytes() + outputs.total_bytes()) as u64);
     let context = PlanContext { problem, static_tensors: &TensorSet::new(), threads, available_bytes };
     pool.install(|| {
-        let mut plan =
-            kernel.plan(&context).map_err(|cause| EvalError::Kernel { kernel: kernel.name(), cause })?;
+        let mut plan = kernel.plan(&context).map_err(|cause| EvalError::Kernel { kernel: kernel.name(), cause })?;
         let start = Instant::now();
         plan.run(inputs, outputs);
         Ok(start.elapsed().as_nanos() as u64)

@@ -1,6 +1,7 @@
 //! What the caller's shapes mean, checked against one another.
 
 use attn_kernels::problem::Layout;
+use attn_kernels::problem::legal::{MAX_BATCH, MAX_HEAD_DIM, MAX_HEADS, MAX_LENGTH};
 use attn_kernels::tensor::{ElementType, Rows, Tensor};
 
 use super::{Inputs, Options};
@@ -44,6 +45,22 @@ impl<'a> View<'a> {
                 dims.len()
             )),
         }
+    }
+
+    /// Refuses sizes that no problem has, because a file of no element may claim any of them.
+    fn check_sizes(&self, name: &str) -> Result<(), String> {
+        let limits = [
+            ("batch", self.batch, 0, MAX_BATCH),
+            ("number of heads", self.heads, 1, MAX_HEADS),
+            ("length", self.length, 0, MAX_LENGTH),
+            ("head dim", self.dim, 1, MAX_HEAD_DIM),
+        ];
+        limits.into_iter().find(|&(_, size, min, max)| size < min || size > max).map_or(
+            Ok(()),
+            |(what, size, min, max)| {
+                Err(format!("{name} of shape {:?} has {what} {size}: valid is {min} to {max}", self.array.dims))
+            },
+        )
     }
 
     fn rows(&self) -> Rows {
@@ -114,6 +131,9 @@ impl<'a> Shapes<'a> {
 
     fn check(&self) -> Result<(), String> {
         let Shapes { q, k, v, .. } = self;
+        for (name, view) in [("q", q), ("k", k), ("v", v)] {
+            view.check_sizes(name)?;
+        }
         let same = |what: &str, a: (&str, usize), b: (&str, usize)| {
             if a.1 == b.1 {
                 return Ok(());
@@ -125,16 +145,13 @@ impl<'a> Shapes<'a> {
         same("head dim", ("q", q.dim), ("k", k.dim))?;
         same("length", ("k", k.length), ("v", v.length))?;
         if let Some((key, value)) = &self.past {
+            key.check_sizes("past-key")?;
+            value.check_sizes("past-value")?;
             same("batch", ("q", q.batch), ("past-key", key.batch))?;
             same("batch", ("q", q.batch), ("past-value", value.batch))?;
             same("head dim", ("k", k.dim), ("past-key", key.dim))?;
             same("head dim", ("v", v.dim), ("past-value", value.dim))?;
             same("length", ("past-key", key.length), ("past-value", value.length))?;
-        }
-        for (name, heads, dim) in [("q", q.heads, q.dim), ("k", k.heads, k.dim), ("v", v.heads, v.dim)] {
-            if heads == 0 || dim == 0 {
-                return Err(format!("{name} has {heads} heads of dim {dim}: neither may be 0"));
-            }
         }
         if !self.heads_q.is_multiple_of(self.heads_kv) {
             return Err(format!(
@@ -192,7 +209,10 @@ impl<'a> Shapes<'a> {
         let total = self.len_total();
         let Some(array) = kv_lengths else { return Ok(vec![total; self.batch]) };
         if array.dims != [self.batch] {
-            return Err(format!("kv-lengths has shape {:?}: it must be one length a sequence, [{}]", array.dims, self.batch));
+            return Err(format!(
+                "kv-lengths has shape {:?}: it must be one length a sequence, [{}]",
+                array.dims, self.batch
+            ));
         }
         integers(array)
             .ok_or_else(|| format!("kv-lengths is {}: it must be integers", array.dtype))?

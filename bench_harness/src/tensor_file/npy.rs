@@ -57,7 +57,9 @@ fn read_header(file: &mut impl Read, file_bytes: u64) -> Result<Vec<u8>, String>
         text_bytes |= u64::from(u16::from_le_bytes(high)) << 16;
     }
     if text_bytes > MAX_HEADER_BYTES {
-        return Err(format!("its header of {text_bytes} bytes is longer than the {MAX_HEADER_BYTES} that numpy accepts"));
+        return Err(format!(
+            "its header of {text_bytes} bytes is longer than the {MAX_HEADER_BYTES} that numpy accepts"
+        ));
     }
     if header.len() as u64 + text_bytes > file_bytes {
         return Err("the file is truncated in its header".into());
@@ -232,7 +234,10 @@ mod tests {
         assert!(error(&npy(1, &header("|O", false, "(1,)"), &[])).contains("Python objects"));
         assert!(error(&npy(1, &header("<c8", false, "(1,)"), &[0; 8])).contains("'<c8'"));
         assert!(error(&npy(1, &header("|V3", false, "(1,)"), &[0; 3])).contains("supported are"));
-        assert!(error(&npy(1, "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", &[0; 4])).contains("records"));
+        assert!(
+            error(&npy(1, "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", &[0; 4]))
+                .contains("records")
+        );
         assert!(error(&npy(1, "{'descr': '<f4'}", &[])).contains("no valid .npy header"));
         assert!(error(&npy(1, &header("<f4", false, "(-1,)"), &[])).contains("no valid .npy header"));
         assert!(error(&npy(1, &header("<f4", false, "(4294967296, 4294967296, 4)"), &[])).contains("overflows"));
