@@ -8,6 +8,8 @@
 //! only the panels and rows that meet it. Tiles start longest first. Units of (sequence, KV head) are taken in waves whose
 //! packed form stays below [`WAVE_BYTES`], so memory does not grow with the batch.
 //!
+//! The backward is in `flash_bwd`.
+//!
 //! Limit: the FMA rate of the cores. Packing costs about 1 / (queries of the group) of the products.
 
 use std::ops::Range;

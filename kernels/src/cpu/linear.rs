@@ -234,8 +234,10 @@ impl Plan for Chunked {
         };
         let (segments, heads) = (&self.segments, &self.heads);
         let states = SharedMut::new(&mut self.states);
-        // SAFETY (of both uses of `state` below): in each pass a segment's state belongs to one item.
-        let state = |segment: usize| unsafe { states.slice(segment * state_size, state_size) };
+        let state = |segment: usize| {
+            // SAFETY: in each pass a segment's state belongs to one item, and the scan's are different ones.
+            unsafe { states.slice(segment * state_size, state_size) }
+        };
 
         // Pass 1: the sum of each segment. A causal head's last segment is in no other segment's past.
         let causal = self.causal;

@@ -213,19 +213,22 @@ impl Plan for Absorbed {
         let o = Sink::new(outputs, TensorName::O);
         let lse = Sink::find(outputs, TensorName::Lse);
         let longest = queries.lengths.iter().copied().max().unwrap_or(0);
-        // SAFETY (of the calls below): a query row is written by one item, or by one combination.
-        let write = |sequence: usize, row: usize, output: &[f32], log_sum: f32| unsafe {
+        let write = |sequence: usize, row: usize, output: &[f32], log_sum: f32| {
             let (token, head) = (row / heads, row % heads);
-            o.write(rows_o.offset(sequence, head, token), output);
-            if let Some(lse) = &lse {
-                lse.write((sequence * heads + head) * longest + token, &[log_sum]);
+            // SAFETY: a query row is written by one item, or by one combination.
+            unsafe {
+                o.write(rows_o.offset(sequence, head, token), output);
+                if let Some(lse) = &lse {
+                    lse.write((sequence * heads + head) * longest + token, &[log_sum]);
+                }
             }
         };
         let partials = SharedMut::new(&mut self.partials);
         let stride = latent + 1;
-        // SAFETY (of the calls below): while items run, a partial belongs to one of them; later all are only read.
-        let partial_row =
-            |partial: usize, row: usize| unsafe { partials.slice((partial * rows_a_partial + row) * stride, stride) };
+        let partial_row = |partial: usize, row: usize| {
+            // SAFETY: while items run, a partial belongs to one of them; later a row belongs to one combination.
+            unsafe { partials.slice((partial * rows_a_partial + row) * stride, stride) }
+        };
 
         for_each_task(items.len(), &mut self.scratches, |scratch, index| {
             let &Item { sequence, first_row, rows, first_key, last_key, partial } = &items[index];
