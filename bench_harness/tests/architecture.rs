@@ -48,8 +48,21 @@ fn kernels_know_no_harness() {
 #[test]
 fn statistics_verdicts_and_reports_are_pure() {
     let impure = [
-        "std::fs", "std::net", "std::env", "std::process", "Instant::now", "SystemTime", "Timestamp::now", "println!",
-        "eprintln!", "rand::rng(", "thread_rng", "static mut", "Mutex", "OnceLock", "std::thread",
+        "std::fs",
+        "std::net",
+        "std::env",
+        "std::process",
+        "Instant::now",
+        "SystemTime",
+        "Timestamp::now",
+        "println!",
+        "eprintln!",
+        "rand::rng(",
+        "thread_rng",
+        "static mut",
+        "Mutex",
+        "OnceLock",
+        "std::thread",
     ];
     let bench = "bench_harness/src";
     let pure = ["stats", "compare", "gate", "report", "metric"].map(|folder| format!("{bench}/{folder}"));

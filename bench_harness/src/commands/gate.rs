@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-
-use super::{Exit, terminal};
 use super::compare::{Common, load_record};
+use super::{Exit, terminal};
 use crate::gate::outcome::judge;
 use crate::report::comparison;
 

@@ -16,9 +16,7 @@ use crate::record::{CaseRound, Disposition, MemoryReport, TimeSpent, Verificatio
 use crate::stats::stopping;
 use crate::suite::PlannedCase;
 use crate::worker::client::{Failure, Worker};
-use crate::worker::protocol::{
-    CaseRequest, Done, ErrorKind, Measure, Measured, Prepare, Prepared, Request, Sample,
-};
+use crate::worker::protocol::{CaseRequest, Done, ErrorKind, Measure, Measured, Prepare, Prepared, Request, Sample};
 
 /// Input buffers that calls rotate over, where memory allows.
 const SLOTS: u64 = 2;
@@ -149,7 +147,7 @@ impl<'a> Attempt<'a> {
         let settings = &self.planned.settings;
         self.prepare()?;
         let warm_up = self.batch(vec![0, 1], Some(0), u64::MAX)?;
-        self.verify("before", 0)?;
+        self.verify("before", self.verified_sets()[0])?;
 
         let call_ns = warm_up.samples.last().map_or(1.0, |sample| sample.wall_ns).max(1.0);
         let flush_ns = warm_up.flush_ns as f64 / warm_up.samples.len().max(1) as f64;
@@ -160,22 +158,18 @@ impl<'a> Attempt<'a> {
 
         let start = Instant::now();
         let first = min_samples.div_ceil(2).max(a_batch.min(max_samples / 2));
-        let samples = self.batch((0..u64::from(first)).map(|call| call % SLOTS).collect(), None, budget_ns / 2)?.samples;
+        let samples =
+            self.batch((0..u64::from(first)).map(|call| call % SLOTS).collect(), None, budget_ns / 2)?.samples;
         self.keep(samples);
 
-        // The verified set is the same in every round, so that the oracle's work is done once.
-        let verified_set = SLOTS + hash64(self.verifier.seed(), self.planned.case.problem.batch as u64) % SLOTS;
+        let verified_set = self.verified_sets()[1];
         let mut is_verified = false;
         loop {
             let have = self.seen.device_ns.len() as u32;
             let spent_ns = elapsed_ns(start);
             let is_spent = spent_ns >= budget_ns && (have >= min_samples || spent_ns >= BUDGET_OVERRUN * budget_ns);
-            let is_enough = stopping::enough(
-                &self.seen.device_ns,
-                settings.target_ci,
-                min_samples as usize,
-                max_samples as usize,
-            );
+            let is_enough =
+                stopping::enough(&self.seen.device_ns, settings.target_ci, min_samples as usize, max_samples as usize);
             if is_verified && (is_spent || is_enough) {
                 break;
             }
@@ -200,13 +194,19 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
+    /// The sets that are compared with the oracle before and after timing: the same in every round, so that the oracle's
+    /// work is done once, and not foreseeable from the protocol.
+    fn verified_sets(&self) -> [u64; 2] {
+        [0, SLOTS + hash64(self.verifier.seed(), self.planned.threads as u64) % SLOTS]
+    }
+
     fn prepare(&mut self) -> Result<(), Stop> {
         let problem = &self.planned.case.problem;
         let available_bytes = available_bytes();
         let tensor_bytes = attn_kernels::input::tensor_bytes(problem);
         let slots = if tensor_bytes > available_bytes / SECOND_SLOT_SHARE { 1 } else { SLOTS };
         let start = Instant::now();
-        let inputs = self.verifier.input_spec(self.planned);
+        let inputs = self.verifier.input_spec(self.planned, &self.verified_sets());
         self.time.oracle_ns += elapsed_ns(start);
         let start = Instant::now();
         let prepared: Prepared = self.worker.ask(

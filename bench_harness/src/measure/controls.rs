@@ -17,11 +17,8 @@ const MEMORY_WORKING_SET_BYTES: u64 = 512 << 20;
 
 /// The controls for these cases, without samples yet.
 pub fn controls_for(cases: &[PlannedCase]) -> Vec<ControlResult> {
-    let levels: BTreeSet<(usize, Mode)> = cases
-        .iter()
-        .filter(|case| case.threads > 0)
-        .map(|case| (case.threads, case.settings.mode))
-        .collect();
+    let levels: BTreeSet<(usize, Mode)> =
+        cases.iter().filter(|case| case.threads > 0).map(|case| (case.threads, case.settings.mode)).collect();
     let mut controls = Vec::new();
     let mut threads_seen = BTreeSet::new();
     for (threads, mode) in levels {

@@ -133,8 +133,7 @@ impl Journal {
     /// Opens a journal to go on, and returns what is in it. A last line without its end is cut off.
     pub fn resume(path: &Path, plan_hash: &str) -> Result<(Journal, Header, Vec<Entry>), JournalError> {
         let io = |action, source| JournalError::Io { action, path: path.to_owned(), source };
-        let mut file =
-            OpenOptions::new().read(true).write(true).open(path).map_err(|error| io("opening", error))?;
+        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io("opening", error))?;
         let mut entries = Vec::new();
         let mut header = None;
         let mut kept_bytes = 0u64;
@@ -177,16 +176,20 @@ impl Journal {
     pub fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let mut line = serde_json::to_vec(entry).expect("entries serialise");
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .and_then(|()| self.file.sync_data())
-            .map_err(|source| JournalError::Io { action: "writing", path: self.path.clone(), source })
+        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(|source| JournalError::Io {
+            action: "writing",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Removes the journal: its record is saved.
     pub fn remove(self) -> Result<(), JournalError> {
-        std::fs::remove_file(&self.path)
-            .map_err(|source| JournalError::Io { action: "removing", path: self.path.clone(), source })
+        std::fs::remove_file(&self.path).map_err(|source| JournalError::Io {
+            action: "removing",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Where it is.

@@ -33,9 +33,16 @@ impl Verifier {
         self.seed
     }
 
-    /// How the inputs of a case are generated: what a worker must be told.
-    pub fn input_spec(&self, planned: &PlannedCase) -> InputSpec {
-        InputSpec::new(&planned.case.problem, self.seed)
+    /// How the inputs of a case are generated: what a worker must be told. `verified_sets` are those whose outputs will be
+    /// compared: a large gradient is compared on a set whose dO is zero but in sampled rows.
+    pub fn input_spec(&self, planned: &PlannedCase, verified_sets: &[u64]) -> InputSpec {
+        let problem = &planned.case.problem;
+        let mut spec = InputSpec::new(problem, self.seed);
+        for &set in verified_sets {
+            let plan = SamplePlan::for_problem(problem, &spec, set, planned.settings.oracle_flops as f64);
+            spec.sparse_grad_rows.extend(plan.sparse_grad_rows.map(|rows| (set, rows)));
+        }
+        spec
     }
 
     /// Compares the outputs of the worker's last poisoned call, which used input set `set`, with the oracle.
@@ -74,7 +81,7 @@ impl Verifier {
             return Rc::clone(known);
         }
         let problem = &planned.case.problem;
-        let spec = self.input_spec(planned);
+        let spec = self.input_spec(planned, &[set]);
         let expected = Rc::new(expected_outputs(problem, &spec, set, planned.settings.oracle_flops));
         self.expected.insert(key, Rc::clone(&expected));
         expected

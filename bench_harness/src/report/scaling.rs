@@ -101,7 +101,13 @@ fn family(key: &CaseKey) -> Option<(String, usize)> {
         .split('/')
         .map(|part| match part {
             "q1" if keeps_queries => part,
-            part if is_length(&part) => if part.starts_with('q') { "q*" } else { "k*" },
+            part if is_length(&part) => {
+                if part.starts_with('q') {
+                    "q*"
+                } else {
+                    "k*"
+                }
+            }
             part => part,
         })
         .collect();
@@ -116,21 +122,23 @@ pub fn table(scalings: &[Scaling], width: u16) -> String {
     for scaling in scalings {
         let ends = |values: [String; 2]| values.join(" .. ");
         let (first, last) = (0, scaling.lengths.len() - 1);
-        table.add_row([
-            scaling.matrix.clone(),
-            ends([first, last].map(|index| scaling.lengths[index].to_string())),
-            ends([first, last].map(|index| units::nanoseconds(scaling.latency_ns_median[index]))),
-            format!("{:.2}", scaling.exponent),
-            format!("{:.2} to {:.2}", scaling.exponent_low, scaling.exponent_high),
-            format!("{:.2}", scaling.work_exponent),
-        ]
-        .into_iter()
-        .enumerate()
-        .map(|(column, text)| {
-            let alignment = if column == 0 { CellAlignment::Left } else { CellAlignment::Right };
-            Cell::new(text).set_alignment(alignment)
-        })
-        .collect::<Vec<_>>());
+        table.add_row(
+            [
+                scaling.matrix.clone(),
+                ends([first, last].map(|index| scaling.lengths[index].to_string())),
+                ends([first, last].map(|index| units::nanoseconds(scaling.latency_ns_median[index]))),
+                format!("{:.2}", scaling.exponent),
+                format!("{:.2} to {:.2}", scaling.exponent_low, scaling.exponent_high),
+                format!("{:.2}", scaling.work_exponent),
+            ]
+            .into_iter()
+            .enumerate()
+            .map(|(column, text)| {
+                let alignment = if column == 0 { CellAlignment::Left } else { CellAlignment::Right };
+                Cell::new(text).set_alignment(alignment)
+            })
+            .collect::<Vec<_>>(),
+        );
     }
     format!("{table}\n")
 }

@@ -381,8 +381,7 @@ fn listings() {
     let estimates: Vec<Estimate> = suite.cases.iter().map(|planned| Estimate::of(planned, &ENVIRONMENT)).collect();
     let mut all = String::new();
     for width in [80, 100] {
-        let tables =
-            [listing::suites(std::slice::from_ref(&suite), width), listing::plan(&suite, &estimates, width)];
+        let tables = [listing::suites(std::slice::from_ref(&suite), width), listing::plan(&suite, &estimates, width)];
         for table in &tables {
             let widest = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             assert!(widest <= width as usize, "{widest} columns of {width}:\n{table}");

@@ -55,7 +55,9 @@ pub enum Failure {
         timeout: Duration,
     },
     /// It wrote something that is no answer, and was killed.
-    #[error("worker `{provider}` wrote a line that is no protocol message: `{line}`; its stdout is for the protocol alone")]
+    #[error(
+        "worker `{provider}` wrote a line that is no protocol message: `{line}`; its stdout is for the protocol alone"
+    )]
     Rubbish {
         /// Its provider.
         provider: String,
@@ -109,8 +111,7 @@ impl Worker {
     /// Starts a worker and shakes hands. `stop` makes a waiting request return [`Failure::Interrupted`].
     pub fn spawn(command: &WorkerCommand, stop: Arc<AtomicBool>, timeout: Duration) -> Result<Worker, Failure> {
         let provider = command.provider.clone();
-        let crashed =
-            |how: String| Failure::Crashed { provider: provider.clone(), how, stderr: String::new() };
+        let crashed = |how: String| Failure::Crashed { provider: provider.clone(), how, stderr: String::new() };
         let (program, arguments) =
             command.argv.split_first().ok_or_else(|| crashed("has an empty command".to_owned()))?;
         let mut builder = Command::new(program);
@@ -120,7 +121,8 @@ impl Worker {
         unsafe {
             builder.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
         }
-        let mut child = builder.spawn().map_err(|error| crashed(format!("could not be started as `{program}`: {error}")))?;
+        let mut child =
+            builder.spawn().map_err(|error| crashed(format!("could not be started as `{program}`: {error}")))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().expect("stdout is piped");
         let mut stderr = child.stderr.take().expect("stderr is piped");

@@ -70,10 +70,8 @@ impl Provider for CpuProvider {
     }
 
     fn kernels(&self) -> Vec<KernelInfo> {
-        let info = |kernel: &&dyn Kernel| KernelInfo {
-            name: kernel.name().to_owned(),
-            summary: kernel.summary().to_owned(),
-        };
+        let info =
+            |kernel: &&dyn Kernel| KernelInfo { name: kernel.name().to_owned(), summary: kernel.summary().to_owned() };
         self.kernels.iter().map(info).collect()
     }
 
@@ -127,10 +125,8 @@ impl CpuCase {
         // Foreseen, not met: touching more than there is would end in a kill by the system.
         let needed_bytes = tensor_bytes.saturating_mul(slot_count + 1);
         if needed_bytes > prepare.available_bytes {
-            let message = format!(
-                "needs {needed_bytes} bytes for inputs and outputs, {} are available",
-                prepare.available_bytes
-            );
+            let message =
+                format!("needs {needed_bytes} bytes for inputs and outputs, {} are available", prepare.available_bytes);
             return Err(WorkerError::new(ErrorKind::OutOfMemory, message));
         }
         memory::reset_rss_peak();

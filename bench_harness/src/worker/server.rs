@@ -55,9 +55,8 @@ fn parse(line: &[u8]) -> (u64, Result<Request, WorkerError>) {
         Err(error) => return (0, Err(WorkerError::invalid(format!("request is not JSON: {error}")))),
     };
     let id = value.get("id").and_then(Value::as_u64).unwrap_or(0);
-    const KNOWN: [&str; 10] = [
-        "hello", "kernels", "supports", "prepare", "measure", "outputs", "memory", "release", "control", "shutdown",
-    ];
+    const KNOWN: [&str; 10] =
+        ["hello", "kernels", "supports", "prepare", "measure", "outputs", "memory", "release", "control", "shutdown"];
     match value.get("request").and_then(Value::as_str) {
         Some(name) if !KNOWN.contains(&name) => {
             let message = format!("unknown request `{name}`; this worker answers {}", KNOWN.join(", "));
@@ -105,8 +104,9 @@ fn handle(
         Request::Measure(measure) => answer(current(case)?.measure(&measure)?),
         Request::Outputs { rows, path } => {
             let bytes = current(case)?.outputs(&rows)?;
-            fs::write(Path::new(&path), bytes)
-                .map_err(|error| WorkerError::new(ErrorKind::Internal, format!("writing outputs to `{path}`: {error}")))?;
+            fs::write(Path::new(&path), bytes).map_err(|error| {
+                WorkerError::new(ErrorKind::Internal, format!("writing outputs to `{path}`: {error}"))
+            })?;
             answer(Done {})
         }
         Request::Memory => answer(current(case)?.memory()),

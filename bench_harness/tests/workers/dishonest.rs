@@ -283,9 +283,5 @@ fn main() -> std::io::Result<()> {
     for &(name, trick) in tricks {
         kernels.push(Box::leak(Box::new(Trickster { name, trick })));
     }
-    serve(
-        &mut CpuProvider::custom(provider, kernels),
-        BufReader::new(std::io::stdin().lock()),
-        std::io::stdout(),
-    )
+    serve(&mut CpuProvider::custom(provider, kernels), BufReader::new(std::io::stdin().lock()), std::io::stdout())
 }

@@ -100,6 +100,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
     } else {
+        let cases: Vec<_> = record.cases.iter().collect();
+        terminal::print(report::table::record_table(&record, &cases, terminal::style()).trim_end())?;
         eprintln!("\nrecord: {}", path.display());
     }
     Ok(exit_of(&record))
@@ -156,12 +158,7 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
 /// Measures a checked suite and returns its record and where it was saved.
 fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)> {
     let started = jiff::Timestamp::now();
-    let mut header = Header::new(
-        run_id(started),
-        format!("{started:.0}"),
-        suite.name.clone(),
-        plan_hash(suite),
-    );
+    let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
     let path = match (&args.out, &args.resume) {
         (Some(out), _) => out.clone(),
         (None, Some(journal)) => journal.with_extension(""),
@@ -223,10 +220,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
     if stop.load(std::sync::atomic::Ordering::Relaxed) {
-        eprintln!(
-            "interrupted: what was measured is saved; go on with --resume {}",
-            journal_path(&path).display()
-        );
+        eprintln!("interrupted: what was measured is saved; go on with --resume {}", journal_path(&path).display());
     }
     Ok((record, saved))
 }

@@ -74,9 +74,12 @@ impl Observer for Live {
         self.bar.inc(1);
         if seen.disposition != Disposition::Measured {
             // A settled case is not tried in later rounds.
-            self.bar.set_length(self.bar.length().unwrap_or(0).saturating_sub(
-                u64::from(case.settings.rounds.saturating_sub(seen.round + 1)),
-            ));
+            self.bar.set_length(
+                self.bar
+                    .length()
+                    .unwrap_or(0)
+                    .saturating_sub(u64::from(case.settings.rounds.saturating_sub(seen.round + 1))),
+            );
         }
     }
 }

@@ -39,9 +39,9 @@ pub(super) fn commands(options: &[String]) -> anyhow::Result<BTreeMap<String, Wo
                 BUILT_IN.join(", ")
             ),
             Some(command) => {
-                let argv = split_words(command)
-                    .filter(|words| !words.is_empty())
-                    .with_context(|| format!("reading --provider `{option}`: the command is empty or a quote is open"))?;
+                let argv = split_words(command).filter(|words| !words.is_empty()).with_context(|| {
+                    format!("reading --provider `{option}`: the command is empty or a quote is open")
+                })?;
                 commands.insert(name.to_owned(), WorkerCommand { provider: name.to_owned(), argv });
             }
         }
