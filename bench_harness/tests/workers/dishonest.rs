@@ -151,7 +151,7 @@ impl Drop for TrickPlan {
 impl Plan for TrickPlan {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
         let shared = Arc::clone(&self.shared);
-        let mut honest = |outputs: &mut TensorSet| shared.lock().expect("no thread panics").inner.run(inputs, outputs);
+        let honest = |outputs: &mut TensorSet| shared.lock().expect("no thread panics").inner.run(inputs, outputs);
         let address = inputs.get(TensorName::Q).bytes().as_ptr() as usize;
         match self.trick {
             Trick::Honest | Trick::OutOfMemory => honest(outputs),
