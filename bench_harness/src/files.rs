@@ -121,7 +121,9 @@ pub enum Problem {
         made_by: &'static str,
     },
     /// A newer program wrote it.
-    #[error("it has format version {found}, and this attnbench reads versions up to {supported}; use a newer attnbench")]
+    #[error(
+        "it has format version {found}, and this attnbench reads versions up to {supported}; use a newer attnbench"
+    )]
     NewerVersion {
         /// The file's version.
         found: u64,

@@ -16,7 +16,11 @@ pub struct Args {
 
 /// The names, with what they describe.
 fn names() -> clap::builder::PossibleValuesParser {
-    SCHEMAS.iter().map(|schema| clap::builder::PossibleValue::new(schema.name).help(schema.summary)).collect::<Vec<_>>().into()
+    SCHEMAS
+        .iter()
+        .map(|schema| clap::builder::PossibleValue::new(schema.name).help(schema.summary))
+        .collect::<Vec<_>>()
+        .into()
 }
 
 /// Runs the command.

@@ -86,7 +86,8 @@ impl CpuInfo {
         let cpuinfo = fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
         let field = |names: &[&str]| {
             names.iter().find_map(|name| {
-                let value = cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == *name);
+                let value =
+                    cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == *name);
                 value.map(|(_, value)| one_line(value)).filter(|value| !value.is_empty())
             })
         };
@@ -124,8 +125,7 @@ impl CpuInfo {
             virtual_machine: field(&["flags"]).map(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
             memory_total_bytes: memory("MemTotal"),
             memory_available_bytes: available,
-            load_1min: read_line(&root.join("proc/loadavg"))
-                .and_then(|line| line.split(' ').next()?.parse().ok()),
+            load_1min: read_line(&root.join("proc/loadavg")).and_then(|line| line.split(' ').next()?.parse().ok()),
         }
     }
 

@@ -133,10 +133,16 @@ mod tests {
             (b" \n".to_vec(), "the file is empty"),
             (text.as_bytes()[..text.len() / 2].to_vec(), "the file ends in the middle, at line "),
             (b"{\"record_version\": 1,\n x}".to_vec(), "line 2 column 2 is not valid JSON: key must be a string"),
-            (b"[1, 2]".to_vec(), "this is JSON, but no object, not an attnbench record (which has a field `record_version`)"),
+            (
+                b"[1, 2]".to_vec(),
+                "this is JSON, but no object, not an attnbench record (which has a field `record_version`)",
+            ),
             (b"{\"a\": 1}".to_vec(), "this is some other JSON object, not an attnbench record"),
             (b"{\"baseline_version\": 1}".to_vec(), "this is a baseline, not an attnbench record"),
-            (b"{\"record_version\": 7}".to_vec(), "it has format version 7, and this attnbench reads versions up to 1; use a newer"),
+            (
+                b"{\"record_version\": 7}".to_vec(),
+                "it has format version 7, and this attnbench reads versions up to 1; use a newer",
+            ),
             (b"{\"record_version\": 1}".to_vec(), "field `.` at line 1 column 21: missing field `run`"),
             (b"{\"record_version\": \"1\"}".to_vec(), "field `record_version` at line 1 column 22: invalid type"),
             (b"{\"record_version\": -1}".to_vec(), "field `record_version` at line 1 column 21: invalid value"),
@@ -149,7 +155,10 @@ mod tests {
                 text.replacen("\"device_ns\":[", "\"device_ns\":[\"x\",", 1).into_bytes(),
                 "field `cases[0].rounds[0].device_ns[0]` at line ",
             ),
-            (text.replacen("\"measured\"", "\"mesured\"", 1).into_bytes(), "unknown variant `mesured`, expected one of"),
+            (
+                text.replacen("\"measured\"", "\"mesured\"", 1).into_bytes(),
+                "unknown variant `mesured`, expected one of",
+            ),
         ];
         for (bytes, expected) in cases {
             let error = error_of(&bytes);

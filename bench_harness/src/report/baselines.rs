@@ -63,7 +63,8 @@ pub fn list_text(summaries: &[BaselineSummary], style: Style) -> String {
 /// The sessions of a baseline, and the median of each case over them.
 pub fn baseline_text(baseline: &Baseline, style: Style) -> String {
     let mut lines = vec![style.bold(&printable(&format!("{}/{}", baseline.device, baseline.suite)))];
-    let fingerprint: Vec<String> = baseline.fingerprint.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let fingerprint: Vec<String> =
+        baseline.fingerprint.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     lines.extend(wrap(&printable(&fingerprint.join(", ")), style.width, &[' ']));
     lines.push(String::new());
     let sessions: Vec<Vec<String>> = baseline
@@ -85,8 +86,11 @@ pub fn baseline_text(baseline: &Baseline, style: Style) -> String {
     let keys: BTreeSet<&CaseKey> =
         baseline.sessions.iter().flat_map(|session| &session.cases).map(|case| &case.key).collect();
     // In the order of the last session, which is the suite's; then what only earlier ones had.
-    let mut ordered: Vec<&CaseKey> =
-        baseline.sessions.last().map(|session| session.cases.iter().map(|case| &case.key).collect()).unwrap_or_default();
+    let mut ordered: Vec<&CaseKey> = baseline
+        .sessions
+        .last()
+        .map(|session| session.cases.iter().map(|case| &case.key).collect())
+        .unwrap_or_default();
     let known: BTreeSet<&CaseKey> = ordered.iter().copied().collect();
     ordered.extend(keys.difference(&known));
     let names = group_names(&ordered);

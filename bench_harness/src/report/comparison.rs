@@ -38,7 +38,10 @@ pub fn comparison_text(comparison: &Comparison, style: Style) -> String {
     }
     for (provider, drift) in &comparison.drift {
         let moved = units::signed_percent(drift.log_ratio.exp_m1());
-        say(format!("drift of {provider}: {moved} time of `{}`, the control that moved most", drift.control), Tone::Plain);
+        say(
+            format!("drift of {provider}: {moved} time of `{}`, the control that moved most", drift.control),
+            Tone::Plain,
+        );
     }
     for note in &comparison.notes {
         say(format!("note: {note}"), Tone::Doubtful);
@@ -109,7 +112,8 @@ fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
     for (reason, named) in reasons.into_iter().filter(|(reason, _)| !reason.is_empty()) {
         let who = if named.len() == cases.len() && named.len() > 1 { "all".to_owned() } else { named.join(", ") };
         let text = wrap(&printable(&format!("{who}: {reason}")), style.width.saturating_sub(4), &[' ', '/']);
-        lines.extend(text.iter().enumerate().map(|(at, line)| format!("{}{line}", if at == 0 { "  " } else { "    " })));
+        lines
+            .extend(text.iter().enumerate().map(|(at, line)| format!("{}{line}", if at == 0 { "  " } else { "    " })));
     }
     lines
 }

@@ -109,7 +109,8 @@ fn cpu_facts(devices: &Devices) -> Vec<(&'static str, String)> {
     }
     let sets = cpu.instruction_sets.join(" ");
     let machine = cpu.virtual_machine.map_or_else(unknown, |vm| {
-        if vm { "virtual: caches, clocks and quiet neighbours are the host's to promise" } else { "physical" }.to_owned()
+        if vm { "virtual: caches, clocks and quiet neighbours are the host's to promise" } else { "physical" }
+            .to_owned()
     });
     vec![
         ("cores", cores),

@@ -134,9 +134,7 @@ fn matrix_table(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<Str
     );
     for (name, row) in names.iter().zip(&cells) {
         let name = wrap(&printable(name), room, &['/']).join("\n");
-        table.add_row(
-            std::iter::once(Cell::new(name)).chain(shown().map(|at| cell(&row[at], at))).collect::<Vec<_>>(),
-        );
+        table.add_row(std::iter::once(Cell::new(name)).chain(shown().map(|at| cell(&row[at], at))).collect::<Vec<_>>());
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, GAP as u16));
@@ -220,11 +218,12 @@ fn tone_of(disposition: Disposition, flagged: bool) -> Tone {
 /// Why cases were not measured, and what warnings follow those that were. Cases with the same reason share it.
 fn reasons(cases: &[&CaseResult], style: Style) -> Vec<String> {
     let mut grouped: Vec<(String, Disposition, bool, Vec<String>)> = Vec::new();
-    let mut add = |text: String, disposition, flagged, id: String| {
-        match grouped.iter_mut().find(|(other, d, ..)| *other == text && *d == disposition) {
-            Some((.., ids)) => ids.push(id),
-            None => grouped.push((text, disposition, flagged, vec![id])),
-        }
+    let mut add = |text: String, disposition, flagged, id: String| match grouped
+        .iter_mut()
+        .find(|(other, d, ..)| *other == text && *d == disposition)
+    {
+        Some((.., ids)) => ids.push(id),
+        None => grouped.push((text, disposition, flagged, vec![id])),
     };
     for case in cases {
         let id = case.key.to_string();
@@ -243,7 +242,9 @@ fn reasons(cases: &[&CaseResult], style: Style) -> Vec<String> {
             lines.push(style.paint(tone_of(disposition, flagged), &line));
         }
         for id in ids {
-            lines.extend(wrap(&printable(&id), style.width.saturating_sub(2), &['/', ' ']).iter().map(|l| format!("  {l}")));
+            lines.extend(
+                wrap(&printable(&id), style.width.saturating_sub(2), &['/', ' ']).iter().map(|l| format!("  {l}")),
+            );
         }
     }
     lines
@@ -251,8 +252,7 @@ fn reasons(cases: &[&CaseResult], style: Style) -> Vec<String> {
 
 /// What the columns mean, and the ceilings that `limit` refers to.
 fn notes(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<String> {
-    let intervals: Vec<Estimate> =
-        cases.iter().filter_map(|case| latency::LatencyMedian.value(case, record)).collect();
+    let intervals: Vec<Estimate> = cases.iter().filter_map(|case| latency::LatencyMedian.value(case, record)).collect();
     if intervals.is_empty() {
         return Vec::new();
     }

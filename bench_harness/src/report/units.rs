@@ -1,8 +1,19 @@
 //! Numbers as people read them: three significant digits and a unit. Prefixes are powers of 1000, never of 1024.
 
 /// Prefixes from pico to exa, with their powers of ten.
-const PREFIXES: [(i32, &str); 11] =
-    [(-12, "p"), (-9, "n"), (-6, "µ"), (-3, "m"), (0, ""), (3, "k"), (6, "M"), (9, "G"), (12, "T"), (15, "P"), (18, "E")];
+const PREFIXES: [(i32, &str); 11] = [
+    (-12, "p"),
+    (-9, "n"),
+    (-6, "µ"),
+    (-3, "m"),
+    (0, ""),
+    (3, "k"),
+    (6, "M"),
+    (9, "G"),
+    (12, "T"),
+    (15, "P"),
+    (18, "E"),
+];
 
 /// What stands where there is no number.
 pub const NOTHING: &str = "-";

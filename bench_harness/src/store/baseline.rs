@@ -247,7 +247,8 @@ mod tests {
         assert_eq!(parse("baseline:h200/prefill").unwrap(), "h200/prefill");
         assert_eq!(parse("baseline:prefill").unwrap(), "here/prefill");
         assert_eq!(parse("ci").unwrap(), "here/ci");
-        for hostile in ["", "..", "../ci", "a/../b", "a//b", "/etc/x", "a/b/c", "A/b", "a/b.json", "a\0", "-rf", "a/ b"] {
+        for hostile in ["", "..", "../ci", "a/../b", "a//b", "/etc/x", "a/b/c", "A/b", "a/b.json", "a\0", "-rf", "a/ b"]
+        {
             let error = parse(hostile).unwrap_err().to_string();
             assert!(error.contains("names no baseline"), "{hostile:?}: {error}");
         }
