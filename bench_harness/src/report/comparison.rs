@@ -101,8 +101,8 @@ mod tests {
         let text = gate(&report);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("judged "), "{text}");
-        assert!(text.contains("too few rounds: 2 of base, 2 of head (needs 3"), "{text}");
-        assert!(text.contains("removed; was unsupported"), "{text}");
+        assert!(text.contains("inconclusive"), "{text}");
+        assert!(text.contains("removed;"), "{text}");
         let table = lines.iter().skip_while(|line| !line.contains('─'));
         assert!(
             table.clone().count() > 5 && table.clone().all(|line| line.chars().count() <= usize::from(WIDTH)),
