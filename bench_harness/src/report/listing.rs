@@ -116,7 +116,7 @@ pub fn plan(suite: &Suite, estimates: &[Estimate], width: u16) -> String {
     for estimate in estimates {
         let (work, memory) = (&estimate.work, estimate.tensor_bytes + estimate.workspace_bytes.unwrap_or(0));
         let mut row = vec![
-            Cell::new(&estimate.case_id).set_delimiter('/'),
+            Cell::new(estimate.case_id.replace('/', &format!("/{BREAK}"))).set_delimiter(BREAK),
             figure(if work.pairs_all_heads > 0 {
                 units::count(work.pairs_all_heads)
             } else {
@@ -136,7 +136,7 @@ pub fn plan(suite: &Suite, estimates: &[Estimate], width: u16) -> String {
     }
     keep_whole(&mut table, 1..columns);
     text.push_str("\n\n");
-    text.push_str(&table.trim_fmt());
+    text.push_str(&table.trim_fmt().replace(BREAK, ""));
     for estimate in estimates {
         if let Some(reason) = &estimate.unsupported {
             let _ = write!(text, "\n\nwill be unsupported: {}\n", estimate.case_id);
@@ -147,6 +147,9 @@ pub fn plan(suite: &Suite, estimates: &[Estimate], width: u16) -> String {
     text.push_str(&paragraph(LEGEND, 0, width));
     text
 }
+
+/// A zero-width space: where a case id may be broken without losing its slash. It is gone from what is printed.
+const BREAK: char = '\u{200b}';
 
 const LEGEND: &str = "pairs: visible (query, key) pairs of all heads; FLOP and traffic: what the mathematics of one call \
                       needs; memory: inputs, outputs and the kernel's workspace, > where the workspace is known only to a run.";
