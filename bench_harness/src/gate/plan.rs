@@ -259,7 +259,7 @@ pub fn mde(policy: &Policy, case: &PairedCase, survivors: usize) -> Option<f64> 
     let alone = policy.false_discovery_rate / survivors.max(1) as f64;
     let finds = |effect: f64| {
         // The same draws for every effect make the power rise with it.
-        let mut rng = Pcg64::seed_from_u64(policy.seed ^ 0x6d64_65);
+        let mut rng = Pcg64::seed_from_u64(policy.seed ^ 0x006d_6465);
         let mut draw = |pairs: usize| -> Vec<f64> {
             let mut one = || if rng.random::<bool>() { 1.0 } else { -1.0 } * noise[rng.random_range(0..noise.len())];
             (0..pairs).map(|_| effect + one()).collect()
