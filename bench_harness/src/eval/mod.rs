@@ -277,7 +277,7 @@ fn set_visibility(
 /// The phase does not change what is computed, but kernels are made for some of them: takes the first that the kernel
 /// computes this problem in.
 fn choose_phase(kernel: &dyn Kernel, problem: &mut AttentionProblem) -> Result<(), EvalError> {
-    let mut refusal = None;
+    let mut refusals = Vec::new();
     for phase in [Phase::Prefill, Phase::Append, Phase::Decode] {
         problem.phase = phase;
         let answer = match problem.validate() {
@@ -286,10 +286,13 @@ fn choose_phase(kernel: &dyn Kernel, problem: &mut AttentionProblem) -> Result<(
         };
         match answer {
             Ok(()) => return Ok(()),
-            Err(cause) => refusal = refusal.or(Some(cause)),
+            Err(KernelError::Unsupported(reason)) => refusals.push(reason),
+            Err(cause) => return Err(EvalError::Kernel { kernel: kernel.name(), cause }),
         }
     }
-    Err(EvalError::Kernel { kernel: kernel.name(), cause: refusal.expect("three phases were refused") })
+    // A kernel of another phase says so first, and only in its own phase what is really in the way.
+    refusals.dedup();
+    Err(EvalError::Kernel { kernel: kernel.name(), cause: KernelError::Unsupported(refusals.join("; ")) })
 }
 
 fn run(

@@ -20,6 +20,9 @@ fn kernels_and_options() {
     refused(&bench, &["--kernel", "cpu/flush"], &["`cpu/flush`", "cpu/naive", "cpu/flash"]);
     refused(&bench, &["--kernel", "torch/sdpa"], &["`torch/sdpa`", "eval runs cpu/naive"]);
     refused(&bench, &["--kernel", "cpu/paged"], &["`paged`", "unsupported"]);
+    bench.npy("mask.npy", "|b1", &[3, 5], &[1; 15]);
+    refused(&bench, &["--kernel", "cpu/split_kv", "--mask", "mask.npy"], &["`split_kv`", "unsupported", "mask"]);
+    refused(&bench, &["--kernel", "cpu/linear"], &["`linear`", "unsupported", "softmax"]);
     refused(&bench, &["--threads", "0"], &["--threads"]);
     refused(&bench, &["--scale", "inf"], &["scale of inf"]);
     refused(&bench, &["--softcap", "-1"], &["softcap of -1"]);
