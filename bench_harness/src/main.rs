@@ -3,7 +3,12 @@
 use std::process::ExitCode;
 
 use attnbench::commands::{Command, Exit};
+use attnbench::device::cpu::allocator::CountingAllocator;
 use clap::Parser;
+
+/// Memory is a metric: a worker counts its own.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Benchmarks attention kernels and gates their regressions: speed, memory and numerical accuracy.
 #[derive(Parser, Debug)]

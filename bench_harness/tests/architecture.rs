@@ -16,7 +16,7 @@ fn sources(place: &str) -> Vec<(PathBuf, String)> {
             let entries = std::fs::read_dir(&path).expect("readable").map(|entry| entry.expect("readable").path());
             pending.extend(entries);
         } else if path.extension().is_some_and(|extension| extension == "rs")
-            && !path.file_name().is_some_and(|name| name == "tests.rs")
+            && path.file_name().is_none_or(|name| name != "tests.rs")
         {
             let text = std::fs::read_to_string(&path).expect("readable");
             let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();

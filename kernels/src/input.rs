@@ -14,8 +14,6 @@
 //! hide. So about one query row in four is set to exactly twice the key row that it should single out; see
 //! [`InputSpec::peak_offsets`].
 
-use std::collections::BTreeMap;
-
 use half::{bf16, f16};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -56,16 +54,24 @@ pub struct InputSpec {
     /// choice c = (u >> 8) mod (offsets + 3): offset c from its position p; then key 0; the last key; key (u >> 32) mod
     /// seqlen_kv. A choice outside the sequence leaves the row as it is.
     pub peak_offsets: Vec<i64>,
-    /// Backward only, by input set: dO of that set is zero but in these rows (sequence, head, token), which makes a large
-    /// gradient cheap to check. Other sets are dense.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub sparse_grad_rows: BTreeMap<u64, Vec<(usize, usize, usize)>>,
+    /// Backward only: input sets whose dO is sparse, which makes a large gradient cheap to check. Other sets are dense.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sparse_grads: Vec<SparseGrad>,
+}
+
+/// An input set whose dO is zero but in these rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SparseGrad {
+    /// The input set.
+    pub set: u64,
+    /// (sequence, head, token) of the rows that are not zero.
+    pub rows: Vec<(usize, usize, usize)>,
 }
 
 impl InputSpec {
     /// The inputs of a problem under a seed.
     pub fn new(problem: &AttentionProblem, seed: u64) -> Self {
-        InputSpec { seed, peak_offsets: peak_offsets(problem), sparse_grad_rows: BTreeMap::new() }
+        InputSpec { seed, peak_offsets: peak_offsets(problem), sparse_grads: Vec::new() }
     }
 }
 
@@ -296,8 +302,8 @@ impl<'a> Generator<'a> {
             return;
         }
         if name == TensorName::DO
-            && let Some(rows) = self.spec.sparse_grad_rows.get(&self.set)
-            && !rows.contains(&(sequence, head, token))
+            && let Some(sparse) = self.spec.sparse_grads.iter().find(|sparse| sparse.set == self.set)
+            && !sparse.rows.contains(&(sequence, head, token))
         {
             out.fill(0.0);
             return;

@@ -366,7 +366,7 @@ fn refusals_name_the_property() {
         (&Paged { isa: None }, &base, "contiguous"),
         (&SplitKv { isa: None }, &masked, "mask"),
         (&Flash1 { isa: None }, &masked, "mask"),
-        (&Flash { isa: None }, &backward, "backward"),
+        (&Flash1 { isa: None }, &backward, "backward"),
         (&Flash { isa: None }, &strided, "strided"),
         (&Naive { isa: None }, &linear, "softmax"),
     ];

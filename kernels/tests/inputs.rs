@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use attn_kernels::input::{
-    Generator, InputSpec, checksum, golden_hash, input_names, is_static, page_pool_size, peak_offsets,
+    Generator, InputSpec, SparseGrad, checksum, golden_hash, input_names, is_static, page_pool_size, peak_offsets,
 };
 use attn_kernels::problem::{
     AttentionProblem, Bias, Dtype, KvLayout, Layout, LengthDistribution, Lengths, Mechanism, Pattern, Phase,
@@ -264,7 +264,7 @@ fn a_sparse_gradient_is_zero_but_in_its_rows() {
     problem.phase = Phase::Backward;
     let mut spec = InputSpec::new(&problem, 4);
     let dense = Generator::new(&problem, &spec, 0).inputs();
-    spec.sparse_grad_rows.insert(0, vec![(1, 2, 3), (0, 0, 8)]);
+    spec.sparse_grads.push(SparseGrad { set: 0, rows: vec![(1, 2, 3), (0, 0, 8)] });
     let generator = Generator::new(&problem, &spec, 0);
     let sparse = generator.inputs();
     let rows = generator.rows(TensorName::DO, None);

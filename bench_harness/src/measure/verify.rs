@@ -40,7 +40,7 @@ impl Verifier {
         let mut spec = InputSpec::new(problem, self.seed);
         for &set in verified_sets {
             let plan = SamplePlan::for_problem(problem, &spec, set, planned.settings.oracle_flops as f64);
-            spec.sparse_grad_rows.extend(plan.sparse_grad_rows.map(|rows| (set, rows)));
+            spec.sparse_grads.extend(plan.sparse_grad(set));
         }
         spec
     }

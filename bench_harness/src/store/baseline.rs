@@ -267,7 +267,7 @@ mod tests {
         let saved = store.append(&name, &[run("c")]).unwrap();
         assert_eq!((saved.sessions_before, saved.sessions), (2, 3));
         assert!(saved.path.ends_with("baselines/box/quickstart.json"));
-        assert_eq!(store.list().unwrap(), [name.clone()]);
+        assert_eq!(store.list().unwrap(), std::slice::from_ref(&name));
         let found = store.find("baseline:quickstart", "box").unwrap();
         assert_eq!(found, Baseline::from_records("box", &[run("a"), run("b"), run("c")]).unwrap());
         let elsewhere = store.find("quickstart", "elsewhere").unwrap_err().to_string();

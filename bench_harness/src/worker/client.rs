@@ -87,12 +87,42 @@ enum Event {
     End,
 }
 
-/// Bytes of stderr that are kept.
-const STDERR_TAIL_BYTES: usize = 2000;
+/// Bytes that are kept of the beginning and of the end of what a worker writes to stderr during a request.
+const STDERR_KEPT_BYTES: usize = 600;
 /// How often a waiting coordinator looks at the stop flag.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a worker gets to exit after `shutdown`.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
+
+/// What a worker wrote to stderr during a request: the beginning, which has the message, and the end, behind a backtrace
+/// or whatever else came between.
+#[derive(Default)]
+struct LastWords {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    is_cut: bool,
+}
+
+impl LastWords {
+    fn hear(&mut self, bytes: &[u8]) {
+        let room = (STDERR_KEPT_BYTES - self.head.len()).min(bytes.len());
+        self.head.extend(&bytes[..room]);
+        self.tail.extend(&bytes[room..]);
+        let excess = self.tail.len().saturating_sub(STDERR_KEPT_BYTES);
+        self.tail.drain(..excess);
+        self.is_cut |= excess > 0;
+    }
+
+    fn clear(&mut self) {
+        *self = LastWords::default();
+    }
+
+    fn text(&self) -> String {
+        let tail: Vec<u8> = self.tail.iter().copied().collect();
+        let gap = if self.is_cut { " [...] " } else { "" };
+        format!("{}{gap}{}", String::from_utf8_lossy(&self.head), String::from_utf8_lossy(&tail))
+    }
+}
 
 /// A running worker.
 pub struct Worker {
@@ -100,7 +130,7 @@ pub struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
     events: Receiver<Event>,
-    stderr_tail: Arc<Mutex<VecDeque<u8>>>,
+    stderr: Arc<Mutex<LastWords>>,
     next_id: u64,
     stop: Arc<AtomicBool>,
     /// What it said of itself.
@@ -145,15 +175,12 @@ impl Worker {
                 }
             }
         });
-        let stderr_tail = Arc::new(Mutex::new(VecDeque::new()));
-        let tail = Arc::clone(&stderr_tail);
+        let words = Arc::new(Mutex::new(LastWords::default()));
+        let heard = Arc::clone(&words);
         std::thread::spawn(move || {
             let mut chunk = [0u8; 4096];
             while let Ok(length @ 1..) = stderr.read(&mut chunk) {
-                let mut tail = tail.lock().expect("no thread panics while it holds the tail");
-                tail.extend(&chunk[..length]);
-                let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
-                tail.drain(..excess);
+                heard.lock().expect("no thread panics while it holds them").hear(&chunk[..length]);
             }
         });
 
@@ -165,7 +192,7 @@ impl Worker {
             timing_hash: String::new(),
             golden_hash: String::new(),
         };
-        let mut worker = Worker { provider, child, stdin, events, stderr_tail, next_id: 0, stop, hello };
+        let mut worker = Worker { provider, child, stdin, events, stderr: words, next_id: 0, stop, hello };
         worker.hello = worker.ask(Request::Hello { protocol: PROTOCOL_VERSION }, timeout)?;
         worker.check_hello()?;
         Ok(worker)
@@ -206,9 +233,10 @@ impl Worker {
         let id = self.next_id;
         let mut line = serde_json::to_vec(&Envelope { id, request }).expect("requests serialise");
         line.push(b'\n');
-        let sent = self.stdin.as_mut().map(|stdin| stdin.write_all(&line).and_then(|()| stdin.flush()));
-        if !matches!(sent, Some(Ok(()))) {
-            return Err(self.crash());
+        self.stderr.lock().expect("no thread panics while it holds it").clear();
+        // Where nobody reads any more, what the worker said before it went tells more than the broken pipe.
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(&line).and_then(|()| stdin.flush());
         }
         let deadline = Instant::now() + timeout;
         let line = loop {
@@ -258,8 +286,7 @@ impl Worker {
             Some(status) => describe(status),
             None => "closed its stdout and was killed".to_owned(),
         };
-        let tail = self.stderr_tail.lock().expect("no thread panics while it holds the tail");
-        let stderr = String::from_utf8_lossy(&tail.iter().copied().collect::<Vec<u8>>()).into_owned();
+        let stderr = self.stderr.lock().expect("no thread panics while it holds them").text();
         Failure::Crashed { provider: self.provider.clone(), how, stderr }
     }
 

@@ -3,7 +3,7 @@
 //! With s = cap(scale * q.k) + bias, P = exp(s - LSE) (the sink is part of the denominator), o = P V:
 //! dV = P^T dO, dP = dO V^T, Delta = dO . o, dS = P (dP - Delta) cap', dQ = scale dS K, dK = scale dS^T Q. A row of dQ
 //! needs its own query alone. A row of dK or dV needs every query that sees the key and whose dO is not zero: that is
-//! why large problems are checked with dO of a few rows ([`crate::input::InputSpec::sparse_grad_rows`]).
+//! why large problems are checked with dO of a few rows ([`crate::input::InputSpec::sparse_grads`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -181,7 +181,7 @@ fn a_dropped_block_and_a_mask_off_by_one_fail_in_the_gradients() {
             problem.phase = Phase::Backward;
             let mut spec = InputSpec::new(&problem, 1);
             let plan = SamplePlan::for_problem(&problem, &spec, 0, 0.1 * DEFAULT_BUDGET_FLOPS);
-            spec.sparse_grad_rows.extend(plan.sparse_grad_rows.clone().map(|rows| (0, rows)));
+            spec.sparse_grads.extend(plan.sparse_grad(0));
             let source = GeneratedRows::new(&problem, &spec, 0);
             let expected = Oracle::new(&problem, &source).expected(&plan);
             let mut masked = problem.clone();

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Row;
 use super::expected::SampledRows;
 use super::visible::Definition;
-use crate::input::{Generator, InputSpec, hash64, key_lengths, output_names};
+use crate::input::{Generator, InputSpec, SparseGrad, hash64, key_lengths, output_names};
 use crate::problem::{AttentionProblem, KvLayout, Mechanism, Phase};
 use crate::tensor::TensorName;
 
@@ -49,7 +49,7 @@ pub struct SamplePlan {
     /// The rows to bring back, a tensor each.
     pub rows: Vec<SampledRows>,
     /// Backward problems that are not whole: the rows of dO that must be the only ones that are not zero
-    /// ([`InputSpec::sparse_grad_rows`]), in the input set that is checked and in the oracle's source alike.
+    /// ([`InputSpec::sparse_grads`]), in the input set that is checked and in the oracle's source alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sparse_grad_rows: Option<Vec<Row>>,
 }
@@ -60,6 +60,11 @@ impl SamplePlan {
     pub fn for_problem(problem: &AttentionProblem, spec: &InputSpec, set: u64, budget_flops: f64) -> SamplePlan {
         let sampler = Sampler::new(problem, spec, set);
         sampler.whole(budget_flops).unwrap_or_else(|| sampler.sampled(budget_flops))
+    }
+
+    /// What [`InputSpec::sparse_grads`] must hold for the set that this plan was made for, if anything.
+    pub fn sparse_grad(&self, set: u64) -> Option<SparseGrad> {
+        self.sparse_grad_rows.clone().map(|rows| SparseGrad { set, rows })
     }
 
     /// Asks for the log-sum-exps of the rows of O too. Only where the kernel writes them.

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::input::{Generator, InputSpec, tensor_shape};
+use crate::input::{Generator, InputSpec, SparseGrad, tensor_shape};
 use crate::pattern::Visibility;
 use crate::problem::{Bias, CausalAlignment, KvLayout, Layout, LengthDistribution, Lengths, Pattern, Phase};
 use crate::tensor::{Rows, Tensor, TensorSet};
@@ -384,7 +384,7 @@ fn a_sparse_gradient_gives_what_the_whole_backward_gives() {
     (problem.causal, problem.seqlen_q, problem.seqlen_kv) = (true, Lengths::Same(300), Lengths::Same(300));
     let mut spec = InputSpec::new(&problem, 5);
     let rows = vec![(0, 1, 299), (0, 0, 17), (1, 3, 150)];
-    spec.sparse_grad_rows.insert(0, rows.clone());
+    spec.sparse_grads.push(SparseGrad { set: 0, rows: rows.clone() });
     let source = GeneratedRows::new(&problem, &spec, 0);
     let oracle = Oracle::new(&problem, &source);
     let keys: Vec<Row> = (0..300).step_by(7).flat_map(|key| [(0, 0, key), (1, 1, key), (1, 0, key)]).collect();

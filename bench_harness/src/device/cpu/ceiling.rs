@@ -3,8 +3,10 @@
 //! No commit can change them, so they serve twice: as the ceilings that rates are judged against, and as witnesses of
 //! drift between two runs.
 
+use std::hint::black_box;
 use std::time::Instant;
 
+use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use rayon::prelude::*;
 
 use super::flush::evict;
@@ -14,12 +16,10 @@ use crate::worker::protocol::{Control, ControlSamples};
 
 /// Largest working set of a control.
 const MAX_WORKING_SET_BYTES: u64 = 4 << 30;
-/// Nanoseconds that one sample of the FMA loop aims at.
-const FMA_SAMPLE_ITERATIONS: u64 = 200_000;
+/// Steps of one sample of the FMA loop: a few milliseconds.
+const FMA_SAMPLE_STEPS: usize = 1_000_000;
 /// Independent chains of FMAs: latency 4 times two ports, with room for wider machines.
 const FMA_CHAINS: usize = 12;
-/// f32 lanes of a chain: one AVX-512 register, two AVX2 registers.
-const FMA_LANES: usize = 16;
 
 /// Measures a control in a pool of its threads. Errors are sentences.
 pub fn measure(control: &Control) -> Result<ControlSamples, String> {
@@ -38,11 +38,12 @@ pub fn measure(control: &Control) -> Result<ControlSamples, String> {
 }
 
 fn bandwidth(kind: ControlKind, mode: Mode, working_set_bytes: u64, samples: usize) -> ControlSamples {
+    let isa = Isa::best();
     // A copy's working set is its source and its destination.
     let buffers = if kind == ControlKind::Copy { 2 } else { 1 };
-    let words = ((working_set_bytes / buffers / 8) as usize).max(64);
-    let mut source: Vec<u64> = (0..words as u64).collect();
-    let mut target: Vec<u64> = if kind == ControlKind::Copy { vec![1; words] } else { Vec::new() };
+    let words = ((working_set_bytes / buffers / 4) as usize).max(64);
+    let mut source: Vec<f32> = (0..words).map(|index| (index % 251) as f32).collect();
+    let mut target: Vec<f32> = if kind == ControlKind::Copy { vec![1.0; words] } else { Vec::new() };
     let share = words.div_ceil(rayon::current_num_threads());
     // Small working sets are passed over several times, so that waking the threads does not count.
     let passes = match mode {
@@ -58,20 +59,20 @@ fn bandwidth(kind: ControlKind, mode: Mode, working_set_bytes: u64, samples: usi
         let start = Instant::now();
         match kind {
             ControlKind::Read => {
-                let sum: u64 = source
+                let sum: f32 = source
                     .par_chunks(share)
-                    .map(|part| (0..passes).map(|_| read_sum(std::hint::black_box(part))).fold(0, u64::wrapping_add))
+                    .map(|part| (0..passes).map(|_| isa.run(ReadSum(black_box(part)))).sum::<f32>())
                     .sum();
-                std::hint::black_box(sum);
+                black_box(sum);
             }
             ControlKind::Write => source.par_chunks_mut(share).for_each(|part| {
                 for pass in 0..passes {
-                    std::hint::black_box(&mut *part).fill(pass);
+                    black_box(&mut *part).fill(pass as f32);
                 }
             }),
             ControlKind::Copy => source.par_chunks(share).zip(target.par_chunks_mut(share)).for_each(|(from, to)| {
                 for _ in 0..passes {
-                    std::hint::black_box(&mut *to).copy_from_slice(std::hint::black_box(from));
+                    black_box(&mut *to).copy_from_slice(black_box(from));
                 }
             }),
             ControlKind::Fma => unreachable!("not a bandwidth"),
@@ -81,74 +82,58 @@ fn bandwidth(kind: ControlKind, mode: Mode, working_set_bytes: u64, samples: usi
             device_ns.push(start.elapsed().as_nanos() as f64);
         }
     }
-    std::hint::black_box((&source, &target));
-    ControlSamples { work: words as u64 * 8 * buffers * passes, device_ns }
+    black_box((&source, &target));
+    ControlSamples { work: words as u64 * 4 * buffers * passes, device_ns }
 }
 
-fn as_bytes(words: &[u64]) -> &[u8] {
-    // SAFETY: u64 has no padding, and a byte has no alignment.
+fn as_bytes(words: &[f32]) -> &[u8] {
+    // SAFETY: f32 has no padding, and a byte has no alignment.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), std::mem::size_of_val(words)) }
 }
 
-macro_rules! for_each_isa {
-    ($dispatch:ident, $body:ident, ($($argument:ident: $type:ty),*) -> $result:ty) => {
-        fn $dispatch($($argument: $type),*) -> $result {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f")]
-                fn avx512($($argument: $type),*) -> $result {
-                    $body($($argument),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2($($argument: $type),*) -> $result {
-                    $body($($argument),*)
-                }
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the feature was just detected.
-                    return unsafe { avx512($($argument),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the features were just detected.
-                    return unsafe { avx2($($argument),*) };
-                }
-            }
-            $body($($argument),*)
-        }
-    };
-}
+/// Sums of a slice, eight vectors at a time: reading is all that takes time.
+struct ReadSum<'a>(&'a [f32]);
 
-#[inline(always)]
-fn read_sum_body(words: &[u64]) -> u64 {
-    let mut sums = [0u64; 32];
-    let chunks = words.chunks_exact(32);
-    let tail = chunks.remainder().iter().fold(0u64, |sum, &word| sum.wrapping_add(word));
-    for chunk in chunks {
-        for lane in 0..32 {
-            sums[lane] = sums[lane].wrapping_add(chunk[lane]);
-        }
-    }
-    sums.into_iter().fold(tail, u64::wrapping_add)
-}
-for_each_isa!(read_sum, read_sum_body, (words: &[u64]) -> u64);
+impl Task for ReadSum<'_> {
+    type Output = f32;
 
-#[inline(always)]
-fn fma_body(iterations: u64, factor: f32) -> f32 {
-    let mut chains = [[1.0f32; FMA_LANES]; FMA_CHAINS];
-    for _ in 0..iterations {
-        for chain in &mut chains {
-            for lane in chain {
-                *lane = lane.mul_add(factor, 0.5);
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let mut sums = [S::splat(0.0); 8];
+        let chunks = self.0.chunks_exact(8 * S::LANES);
+        let tail: f32 = chunks.remainder().iter().sum();
+        for chunk in chunks {
+            for (index, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the chunk holds eight vectors.
+                *sum = S::add(*sum, unsafe { S::load(chunk.as_ptr().add(index * S::LANES)) });
             }
         }
+        sums.into_iter().map(S::sum).sum::<f32>() + tail
     }
-    chains.iter().flatten().sum()
 }
-for_each_isa!(fma_loop, fma_body, (iterations: u64, factor: f32) -> f32);
+
+/// Independent chains of FMAs on registers.
+struct FmaLoop;
+
+impl Task for FmaLoop {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let (factor, term) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
+        let mut chains = [S::splat(black_box(0.5)); FMA_CHAINS];
+        for _ in 0..FMA_SAMPLE_STEPS {
+            for chain in &mut chains {
+                *chain = S::fma(*chain, factor, term);
+            }
+        }
+        chains.into_iter().map(S::sum).sum()
+    }
+}
 
 fn fma(pool: &rayon::ThreadPool, samples: usize) -> ControlSamples {
-    let run = || {
-        pool.broadcast(|_| std::hint::black_box(fma_loop(FMA_SAMPLE_ITERATIONS, std::hint::black_box(0.25))));
-    };
+    let isa = Isa::best();
+    let run = || pool.broadcast(|_| black_box(isa.run(FmaLoop)));
     run();
     let device_ns = (0..samples)
         .map(|_| {
@@ -157,6 +142,6 @@ fn fma(pool: &rayon::ThreadPool, samples: usize) -> ControlSamples {
             start.elapsed().as_nanos() as f64
         })
         .collect();
-    let flops = 2 * FMA_SAMPLE_ITERATIONS * (FMA_CHAINS * FMA_LANES) as u64 * pool.current_num_threads() as u64;
-    ControlSamples { work: flops, device_ns }
+    let flops = 2 * FMA_SAMPLE_STEPS * FMA_CHAINS * isa.lanes() * pool.current_num_threads();
+    ControlSamples { work: flops as u64, device_ns }
 }
