@@ -267,14 +267,8 @@ impl<'a> Attempt<'a> {
                 "the worker reported {timed_ns:.0} ns of calls within {wall_ns:.0} ns of the coordinator's clock"
             ));
         }
-        match measured.flags.first().map(String::as_str) {
-            None => Ok(measured),
-            Some("mutated_input") => incorrect("the kernel changed its inputs".to_owned()),
-            Some("late_work") => {
-                incorrect("work went on after the call had returned: the time is not the work's".to_owned())
-            }
-            Some(flag) => incorrect(format!("the worker reported `{flag}`")),
-        }
+        refuse_findings(&measured.flags)?;
+        Ok(measured)
     }
 
     fn keep(&mut self, samples: Vec<Sample>) {
@@ -292,7 +286,8 @@ impl<'a> Attempt<'a> {
         let start = Instant::now();
         let result = self.verifier.verify(self.worker, self.planned, set, timeout(self.planned));
         self.time.oracle_ns += elapsed_ns(start);
-        for (tensor, rows, error) in result? {
+        let verified = result?;
+        for (tensor, rows, error) in verified.reports {
             let failed = (!error.pass).then(|| {
                 let reason = error.reason.clone().unwrap_or_else(|| "outside the tolerance".to_owned());
                 format!("{tensor:?} of a call {stage} timing: {reason}")
@@ -302,8 +297,19 @@ impl<'a> Attempt<'a> {
                 return Err(Stop::Judged(Disposition::Incorrect, reason));
             }
         }
-        Ok(())
+        refuse_findings(&verified.flags)
     }
+}
+
+/// What a worker found out about its kernel makes the case incorrect.
+fn refuse_findings(flags: &[String]) -> Result<(), Stop> {
+    let reason = match flags.first().map(String::as_str) {
+        None => return Ok(()),
+        Some("mutated_input") => "the kernel changed its inputs".to_owned(),
+        Some("late_work") => "work went on after the call had returned: the time is not the work's".to_owned(),
+        Some(flag) => format!("the worker reported `{flag}`"),
+    };
+    Err(Stop::Judged(Disposition::Incorrect, reason))
 }
 
 fn is_positive(nanoseconds: f64) -> bool {

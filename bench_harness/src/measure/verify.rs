@@ -13,7 +13,15 @@ use attn_kernels::tolerance::ErrorReport;
 
 use crate::suite::PlannedCase;
 use crate::worker::client::{Failure, Worker};
-use crate::worker::protocol::{Done, ErrorKind, Request, WorkerError};
+use crate::worker::protocol::{ErrorKind, Request, WorkerError, Written};
+
+/// What the comparison of a call came to.
+pub struct Verified {
+    /// Tensor, rows that were compared, and the figures.
+    pub reports: Vec<(TensorName, usize, ErrorReport)>,
+    /// The worker's findings.
+    pub flags: Vec<String>,
+}
 
 /// The oracle's answers of a run.
 pub struct Verifier {
@@ -52,11 +60,11 @@ impl Verifier {
         planned: &PlannedCase,
         set: u64,
         timeout: Duration,
-    ) -> Result<Vec<(TensorName, usize, ErrorReport)>, Failure> {
+    ) -> Result<Verified, Failure> {
         let expected = self.expected(planned, set);
         let rows = expected.iter().map(|expected| expected.rows.clone()).collect();
         let path = self.outputs_path.to_string_lossy().into_owned();
-        worker.ask::<Done>(Request::Outputs { rows, path }, timeout)?;
+        let written: Written = worker.ask(Request::Outputs { rows, path }, timeout)?;
         let internal = |message: String| Failure::from(WorkerError::new(ErrorKind::Internal, message));
         let bytes = std::fs::read(&self.outputs_path)
             .map_err(|error| internal(format!("reading outputs from `{}`: {error}", self.outputs_path.display())))?;
@@ -72,7 +80,7 @@ impl Verifier {
             let report = tensor.judge_bytes(own).map_err(|error| internal(error.to_string()))?;
             reports.push((tensor.rows.tensor, tensor.rows.rows.len(), report));
         }
-        Ok(reports)
+        Ok(Verified { reports, flags: written.flags })
     }
 
     fn expected(&mut self, planned: &PlannedCase, set: u64) -> Rc<Vec<Expected>> {

@@ -49,7 +49,7 @@ pub enum Request {
     /// Run a batch of calls. Answered by [`Measured`].
     Measure(Measure),
     /// Write rows of the poisoned call's outputs to a file: little-endian elements of each tensor's own dtype, the rows
-    /// of the first tensor in order, then those of the second. Answered by [`Done`].
+    /// of the first tensor in order, then those of the second. Answered by [`Written`].
     Outputs {
         /// Which rows.
         rows: Vec<SampledRows>,
@@ -255,6 +255,14 @@ pub struct ControlSamples {
     pub work: u64,
     /// Nanoseconds of each sample.
     pub device_ns: Vec<f64>,
+}
+
+/// Outputs are in their file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Written {
+    /// Findings: `late_work` where the outputs changed after the call had returned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 /// Nothing more to say.

@@ -5,7 +5,7 @@ use attn_kernels::reference::SampledRows;
 
 use super::protocol::{
     CaseRequest, Control, ControlSamples, ErrorKind, Hello, KernelInfo, Measure, Measured, Memory, Prepare, Prepared,
-    WorkerError,
+    WorkerError, Written,
 };
 
 /// Where kernels come from.
@@ -26,8 +26,8 @@ pub trait Provider {
 pub trait PreparedCase {
     /// Runs a batch of calls.
     fn measure(&mut self, measure: &Measure) -> Result<Measured, WorkerError>;
-    /// Elements of rows of the last poisoned call's outputs, little-endian, in the order asked.
-    fn outputs(&mut self, rows: &[SampledRows]) -> Result<Vec<u8>, WorkerError>;
+    /// Elements of rows of the last poisoned call's outputs, little-endian, in the order asked, with findings.
+    fn outputs(&mut self, rows: &[SampledRows]) -> Result<(Vec<u8>, Written), WorkerError>;
     /// Memory so far.
     fn memory(&mut self) -> Memory;
 }

@@ -103,11 +103,11 @@ fn handle(
         }
         Request::Measure(measure) => answer(current(case)?.measure(&measure)?),
         Request::Outputs { rows, path } => {
-            let bytes = current(case)?.outputs(&rows)?;
+            let (bytes, written) = current(case)?.outputs(&rows)?;
             fs::write(Path::new(&path), bytes).map_err(|error| {
                 WorkerError::new(ErrorKind::Internal, format!("writing outputs to `{path}`: {error}"))
             })?;
-            answer(Done {})
+            answer(written)
         }
         Request::Memory => answer(current(case)?.memory()),
         Request::Release => {
