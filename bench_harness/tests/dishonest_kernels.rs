@@ -52,8 +52,17 @@ fn every_trick_is_caught_and_costs_only_its_own_case() {
         assert_eq!(samples > 0, *disposition == "measured", "{kernel}: a wrong answer has no latency");
     }
     assert_eq!(record["cases"].as_array().map(Vec::len), Some(EXPECTED.len()), "no case disappears");
+    assert!(!is_running("sleep\086399\0"), "a killed worker's helpers die with it");
     let table = String::from_utf8_lossy(&run.get_output().stdout).into_owned();
     assert!(table.contains("incorrect") && table.contains("crashed"), "{table}");
+}
+
+/// Whether a process with this command line is there (arguments end in NUL).
+fn is_running(command_line: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .any(|line| line == command_line.as_bytes())
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A worker whose kernels cheat or fail, each in one way: every one of them must be caught.
 //!
-//! `dishonest --provider test [--slowdown 0.10]`. All kernels start from `cpu/flash`. `slowed` is honest and takes
-//! longer by the given share, for testing that a slowdown is found.
+//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000]`. All kernels start from `cpu/flash`. Some are honest:
+//! `slowed` takes longer by the given share and `spins` for the given time at least, for testing that slowdowns are found
+//! and times are right; `slow_plan` takes a while to plan, which must not count.
 
 use std::io::{BufReader, Write};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,10 @@ enum Trick {
     Honest,
     /// Takes longer by this share.
     Slowed(f64),
+    /// Takes at least this long.
+    Spins(Duration),
+    /// Plans for a while.
+    SlowPlan,
     /// Gives the first call's output again.
     CachedOutput,
     /// Gives the output again that it computed for these buffers.
@@ -54,7 +59,7 @@ enum Trick {
     Crashes,
     /// Exits.
     Exits,
-    /// Never returns.
+    /// Starts another process and never returns.
     Hangs,
     /// Asks for more memory than there is.
     OutOfMemory,
@@ -63,6 +68,9 @@ enum Trick {
     /// Prints a line of its own to stdout.
     Rubbish,
 }
+
+/// How long `slow_plan` plans.
+const SLOW_PLAN: Duration = Duration::from_millis(300);
 
 struct Trickster {
     name: &'static str,
@@ -86,6 +94,9 @@ impl Kernel for Trickster {
     }
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
+        if matches!(self.trick, Trick::SlowPlan) {
+            std::thread::sleep(SLOW_PLAN);
+        }
         if matches!(self.trick, Trick::OutOfMemory) {
             context.check_workspace(1 << 50)?;
         }
@@ -154,7 +165,14 @@ impl Plan for TrickPlan {
         let honest = |outputs: &mut TensorSet| shared.lock().expect("no thread panics").inner.run(inputs, outputs);
         let address = inputs.get(TensorName::Q).bytes().as_ptr() as usize;
         match self.trick {
-            Trick::Honest | Trick::OutOfMemory => honest(outputs),
+            Trick::Honest | Trick::OutOfMemory | Trick::SlowPlan => honest(outputs),
+            Trick::Spins(time) => {
+                let start = Instant::now();
+                honest(outputs);
+                while start.elapsed() < time {
+                    std::hint::spin_loop();
+                }
+            }
             Trick::Slowed(share) => {
                 let start = Instant::now();
                 honest(outputs);
@@ -226,9 +244,13 @@ impl Plan for TrickPlan {
             Trick::Panics => panic!("index out of range in a kernel"),
             Trick::Crashes => std::process::abort(),
             Trick::Exits => std::process::exit(3),
-            Trick::Hangs => loop {
-                std::thread::sleep(Duration::from_secs(1));
-            },
+            Trick::Hangs => {
+                // A helper process that must not survive the worker.
+                let _helper = std::process::Command::new("sleep").arg("86399").spawn();
+                loop {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            }
             Trick::AllocationFails => {
                 let layout = std::alloc::Layout::from_size_align(1 << 46, 64).expect("a layout");
                 // SAFETY: the size is not zero.
@@ -256,10 +278,13 @@ fn main() -> std::io::Result<()> {
         arguments.iter().position(|argument| argument == name).and_then(|index| arguments.get(index + 1)).cloned()
     };
     let slowdown = option("--slowdown").and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    let spin_ns = option("--spin-ns").and_then(|text| text.parse().ok()).unwrap_or(0);
     let provider: &'static str = option("--provider").unwrap_or_else(|| "test".to_owned()).leak();
     let tricks: &[(&'static str, Trick)] = &[
         ("honest", Trick::Honest),
         ("slowed", Trick::Slowed(slowdown)),
+        ("spins", Trick::Spins(Duration::from_nanos(spin_ns))),
+        ("slow_plan", Trick::SlowPlan),
         ("cached_output", Trick::CachedOutput),
         ("cached_by_address", Trick::CachedByAddress),
         ("stale_keys", Trick::StaleKeys),
