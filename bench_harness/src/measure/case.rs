@@ -52,9 +52,9 @@ pub fn measure_case(
     (seen.round, seen.order) = (round, order);
     let worker_survives = match result {
         Ok(()) => true,
-        Err(Stop::Judged(disposition, reason)) => {
-            settle(&mut seen, disposition, reason);
-            true
+        Err(Stop::Incorrect { reason, taints_worker }) => {
+            settle(&mut seen, Disposition::Incorrect, reason);
+            !taints_worker
         }
         Err(Stop::Failed(Failure::Interrupted)) => return Err(Failure::Interrupted),
         Err(Stop::Failed(failure)) => {
@@ -101,7 +101,17 @@ fn settle(seen: &mut CaseRound, disposition: Disposition, reason: String) {
 
 enum Stop {
     Failed(Failure),
-    Judged(Disposition, String),
+    Incorrect {
+        reason: String,
+        /// Whether what the kernel left behind would disturb the cases after it.
+        taints_worker: bool,
+    },
+}
+
+impl Stop {
+    fn incorrect(reason: String) -> Self {
+        Stop::Incorrect { reason, taints_worker: false }
+    }
 }
 
 impl From<Failure> for Stop {
@@ -254,7 +264,7 @@ impl<'a> Attempt<'a> {
         let timed_ns: f64 = measured.samples.iter().map(|sample| sample.wall_ns).sum();
         self.time.calls_ns += timed_ns.max(0.0) as u64;
 
-        let incorrect = |reason: String| Err(Stop::Judged(Disposition::Incorrect, reason));
+        let incorrect = |reason: String| Err(Stop::incorrect(reason));
         if count == 0 || count > max_samples || poison_call.is_some_and(|call| call >= count) {
             return incorrect(format!("the worker returned {count} samples for {max_samples} calls"));
         }
@@ -294,7 +304,7 @@ impl<'a> Attempt<'a> {
             });
             self.seen.verification.push(Verification { stage: stage.to_owned(), set, tensor, rows, error });
             if let Some(reason) = failed {
-                return Err(Stop::Judged(Disposition::Incorrect, reason));
+                return Err(Stop::incorrect(reason));
             }
         }
         refuse_findings(&verified.flags)
@@ -303,13 +313,15 @@ impl<'a> Attempt<'a> {
 
 /// What a worker found out about its kernel makes the case incorrect.
 fn refuse_findings(flags: &[String]) -> Result<(), Stop> {
-    let reason = match flags.first().map(String::as_str) {
+    Err(match flags.first().map(String::as_str) {
         None => return Ok(()),
-        Some("mutated_input") => "the kernel changed its inputs".to_owned(),
-        Some("late_work") => "work went on after the call had returned: the time is not the work's".to_owned(),
-        Some(flag) => format!("the worker reported `{flag}`"),
-    };
-    Err(Stop::Judged(Disposition::Incorrect, reason))
+        Some("mutated_input") => Stop::incorrect("the kernel changed its inputs".to_owned()),
+        Some("late_work") => Stop::Incorrect {
+            reason: "work went on after the call had returned: the time is not the work's".to_owned(),
+            taints_worker: true,
+        },
+        Some(flag) => Stop::incorrect(format!("the worker reported `{flag}`")),
+    })
 }
 
 fn is_positive(nanoseconds: f64) -> bool {

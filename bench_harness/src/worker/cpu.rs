@@ -1,7 +1,7 @@
 //! The CPU provider: plans and times kernels of `attn_kernels::cpu` in this process.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use attn_kernels::cpu;
 use attn_kernels::input::{self, Generator, InputSpec};
@@ -16,16 +16,12 @@ use super::protocol::{
 };
 use super::provider::{PreparedCase, Provider};
 use crate::case::Mode;
+use crate::device::cpu::activity::works_on;
 use crate::device::cpu::allocator::{current_bytes, peak_during};
 use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool};
 
 /// Sources whose change makes two builds' timings incomparable: what runs between the two clock readings of a sample.
 const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../device/cpu/flush.rs")];
-
-/// How long a call's threads get to fall asleep before anything that still runs counts as late work.
-const SETTLE_TIME: Duration = Duration::from_micros(200);
-/// How long late work is watched for.
-const WATCH_TIME: Duration = Duration::from_micros(400);
 
 /// Kernels in this process.
 pub struct CpuProvider {
@@ -211,14 +207,6 @@ impl CpuCase {
     }
 }
 
-/// Whether something still computes after a call has returned.
-fn works_late() -> bool {
-    std::thread::sleep(SETTLE_TIME);
-    let (start, busy) = (Instant::now(), process_cpu_time());
-    std::thread::sleep(WATCH_TIME);
-    process_cpu_time().saturating_sub(busy) * 2 > start.elapsed()
-}
-
 /// The forward of a backward problem, whose O and LSE are backward's inputs.
 fn plan_forward(
     problem: &AttentionProblem,
@@ -295,7 +283,7 @@ impl PreparedCase for CpuCase {
             if is_poisoned {
                 self.returned_checksum = checksum(&self.pool, &self.poisoned);
                 // A case's first calls warm up: watching the timed ones is enough.
-                if measure.first_call > 0 && works_late() {
+                if measure.first_call > 0 && works_on() {
                     measured.flags.push("late_work".to_owned());
                 }
             }
@@ -344,9 +332,4 @@ fn checksum(pool: &rayon::ThreadPool, tensors: &TensorSet) -> u64 {
 
 fn elapsed_ns(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// CPU time of all threads of this process.
-fn process_cpu_time() -> Duration {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }

@@ -232,7 +232,7 @@ impl Plan for TrickPlan {
                 honest(outputs);
                 std::thread::spawn(|| {
                     let start = Instant::now();
-                    while start.elapsed() < Duration::from_millis(20) {
+                    while start.elapsed() < Duration::from_millis(300) {
                         std::hint::spin_loop();
                     }
                 });

@@ -1,5 +1,6 @@
 //! The CPU as a device: emptying its caches, counting memory, measuring its ceilings.
 
+pub mod activity;
 pub mod allocator;
 pub mod ceiling;
 pub mod flush;
