@@ -10,6 +10,7 @@ pub mod commands;
 pub mod compare;
 pub mod device;
 pub mod eval;
+pub mod exit;
 pub mod files;
 pub mod gate;
 pub mod measure;

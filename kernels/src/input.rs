@@ -19,20 +19,12 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::hash::hash64;
 use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::{ElementType, Float, Rows, Tensor, TensorName, TensorSet};
 
 /// The version of everything on this page: two records compare only where it is equal.
 pub const GENERATOR_VERSION: u32 = 1;
-
-/// A 64-bit hash of a counter under a key: splitmix64's output function at position `counter + 1` of stream `key`.
-#[inline(always)]
-pub const fn hash64(key: u64, counter: u64) -> u64 {
-    let mut z = key.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
 
 /// Mean of the sum of four 16-bit fields.
 const FIELD_SUM_MEAN: i32 = 4 * 65535 / 2;
@@ -176,17 +168,6 @@ pub fn key_lengths(problem: &AttentionProblem) -> Vec<usize> {
     if problem.is_recurrent() { problem.lengths_q() } else { problem.lengths_kv() }
 }
 
-/// Pages of a paged problem's pool: those in use and one in eight more, which hold NaN.
-pub fn page_pool_size(problem: &AttentionProblem) -> usize {
-    let used = used_pages(problem);
-    used + (used / 8).max(1)
-}
-
-fn used_pages(problem: &AttentionProblem) -> usize {
-    let KvLayout::Paged { page_size } = problem.kv_layout else { return 0 };
-    problem.lengths_kv().iter().map(|length| length.div_ceil(page_size)).sum()
-}
-
 /// Element type and shape of a tensor of the problem.
 pub fn tensor_shape(problem: &AttentionProblem, name: TensorName) -> (ElementType, Vec<usize>) {
     let longest = |lengths: Vec<usize>| lengths.into_iter().max().unwrap_or(0);
@@ -194,7 +175,7 @@ pub fn tensor_shape(problem: &AttentionProblem, name: TensorName) -> (ElementTyp
     let queries = |dim| Rows::of_queries(problem, dim).dims;
     let keys = |dim| match problem.kv_layout {
         KvLayout::Contiguous => Rows::contiguous(problem.layout, &key_lengths(problem), problem.heads_kv, dim).dims,
-        KvLayout::Paged { page_size } => vec![page_pool_size(problem), page_size, problem.heads_kv, dim],
+        KvLayout::Paged { page_size } => vec![problem.page_pool_size(), page_size, problem.heads_kv, dim],
     };
     match name {
         TensorName::Q | TensorName::DQ => (problem.dtype.into(), queries(dk)),
@@ -436,7 +417,7 @@ impl<'a> Generator<'a> {
         };
         let key = self.key(TensorName::PageTable);
         // Pages in the order of their hashes: a seeded permutation of the pool, the unused pages scattered among the used.
-        let mut pool: Vec<i32> = (0..page_pool_size(self.problem) as i32).collect();
+        let mut pool: Vec<i32> = (0..self.problem.page_pool_size() as i32).collect();
         pool.sort_by_key(|&page| (hash64(key, page as u64), page));
         let columns = table.dims()[1];
         let entries = table.as_mut_slice::<i32>();

@@ -452,7 +452,7 @@ impl Rows {
             KvLayout::Contiguous => Rows::contiguous(problem.layout, &lengths, problem.heads_kv, dim),
             KvLayout::Paged { page_size } => {
                 let table = page_table.expect("a paged problem has a page table");
-                let pool = crate::input::page_pool_size(problem);
+                let pool = problem.page_pool_size();
                 Rows::paged(page_size, pool, table.as_slice::<i32>(), &lengths, problem.heads_kv, dim)
             }
         }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use attn_kernels::input::{
-    Generator, InputSpec, SparseGrad, checksum, golden_hash, input_names, is_static, page_pool_size, peak_offsets,
+    Generator, InputSpec, SparseGrad, checksum, golden_hash, input_names, is_static, peak_offsets,
 };
 use attn_kernels::problem::{
     AttentionProblem, Bias, Dtype, KvLayout, Layout, LengthDistribution, Lengths, Mechanism, Pattern, Phase,
@@ -134,7 +134,7 @@ fn page_tables_are_permutations_without_repetition() {
     assert_ne!(in_order, pages, "pages are scattered");
     pages.dedup();
     assert_eq!(pages.len(), 15);
-    assert!(pages.iter().all(|&page| (page as usize) < page_pool_size(&problem)));
+    assert!(pages.iter().all(|&page| (page as usize) < problem.page_pool_size()));
 }
 
 #[test]

@@ -4,9 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
-use crate::commands::Exit;
 use crate::compare::verdict::percent;
 use crate::compare::{Baseline, BaselineError, Comparison, Verdict, compare};
+use crate::exit::Exit;
 use crate::record::Record;
 use crate::stats::quantile::median;
 

@@ -269,7 +269,7 @@ impl AttentionProblem {
         if let KvLayout::Paged { page_size } = self.kv_layout {
             require(has_cache, || format!("{mechanism} {} has no KV cache to be paged", self.phase.name()))?;
             require_range("the page size", page_size, 1, MAX_PAGE_SIZE)?;
-            let pages = crate::input::page_pool_size(self);
+            let pages = self.page_pool_size();
             require(pages <= i32::MAX as usize, || {
                 format!("{pages} pages are more than a page id of 32 bits can name")
             })?;

@@ -442,6 +442,13 @@ impl AttentionProblem {
         })
     }
 
+    /// Pages of a paged problem's pool: those in use and one in eight more, which hold no token. 0 where not paged.
+    pub fn page_pool_size(&self) -> usize {
+        let KvLayout::Paged { page_size } = self.kv_layout else { return 0 };
+        let used: usize = self.lengths_kv().iter().map(|length| length.div_ceil(page_size)).sum();
+        used + (used / 8).max(1)
+    }
+
     /// Whether this is MLA's absorbed form, whose V is the head of each K row.
     pub fn is_absorbed_mla(&self) -> bool {
         matches!(self.mechanism, Mechanism::Mla { .. }) && self.phase == Phase::Decode
