@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod pattern;
 pub mod problem;
 pub mod reference;
+mod shared_mut;
 pub mod tensor;
 pub mod tolerance;
 pub mod work;
