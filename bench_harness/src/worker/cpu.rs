@@ -17,7 +17,7 @@ use super::protocol::{
 use super::provider::{PreparedCase, Provider};
 use crate::case::Mode;
 use crate::device::cpu::allocator::{current_bytes, peak_during};
-use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool};
+use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool, usable_cores};
 
 /// Sources whose change makes two builds' timings incomparable: what runs between the two clock readings of a sample.
 const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../device/cpu/flush.rs")];
@@ -209,7 +209,9 @@ impl CpuCase {
 
     /// Whether something still computes, or still changes the outputs, after a call has returned.
     fn works_late(&self, checksum_at_return: u64) -> bool {
-        std::thread::sleep(SETTLE_TIME);
+        // Threads that share a core fall asleep one after the other.
+        let threads_per_core = self.pool.current_num_threads().div_ceil(usable_cores());
+        std::thread::sleep(SETTLE_TIME * u32::try_from(threads_per_core).unwrap_or(1));
         let cpu_before = process_cpu_time();
         let start = Instant::now();
         std::thread::sleep(WATCH_TIME);
