@@ -30,7 +30,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 attnbench=target/release/attnbench
 "$attnbench" run suites/quickstart.toml --out "$out/record.json"
-"$attnbench" baseline save "$out/record.json" --dir "$out/baselines"
+"$attnbench" baseline save "$out/record.json" --baselines "$out/baselines"
 # One session cannot prove that nothing changed: `inconclusive` is the honest answer, and it passes unless --strict.
 "$attnbench" gate "$out/record.json" --baseline "$out"/baselines/*/quickstart.json || [ $? -eq 3 ]
 

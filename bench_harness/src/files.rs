@@ -311,10 +311,17 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, |file| file.write_all(bytes))
 }
 
+/// The file that a path means. A symbolic link stays one: the file that it points to is replaced, or made.
+fn resolve(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| match fs::read_link(path) {
+        Ok(target) => path.parent().unwrap_or(Path::new("")).join(target),
+        Err(_) => path.to_owned(),
+    })
+}
+
 /// [`write_atomically`] with the writing passed in, so that tests can make it fail half-way.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    // A symbolic link stays one: the file that it points to is replaced.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = resolve(path);
     if let Ok(metadata) = fs::metadata(&path) {
         if metadata.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());

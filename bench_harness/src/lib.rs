@@ -10,7 +10,6 @@ pub mod commands;
 pub mod compare;
 pub mod device;
 pub mod eval;
-pub mod exit;
 pub mod files;
 pub mod gate;
 pub mod measure;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use attnbench::commands::{Command, Exit};
+use attnbench::commands::{Command, Exit, terminal};
 use attnbench::device::cpu::allocator::CountingAllocator;
 use clap::Parser;
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match Cli::parse().command.execute() {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", terminal::error_text(&error));
             Exit::Usage.into()
         }
     }

@@ -70,6 +70,23 @@ fn statistics_verdicts_and_reports_are_pure() {
 }
 
 #[test]
+fn nothing_reaches_up_to_the_commands() {
+    for folder in std::fs::read_dir(root().join("bench_harness/src")).expect("readable") {
+        let path = folder.expect("readable").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        if !matches!(name.as_str(), "commands" | "main.rs") {
+            assert_absent(&[&format!("bench_harness/src/{name}")], &["crate::commands"], "commands call the library");
+        }
+    }
+}
+
+#[test]
+fn commands_print_through_one_file() {
+    // The macros panic where the reader of a pipe has gone. A blank in front tells them from those for stderr.
+    assert_absent(&["bench_harness/src/commands"], &[" println!(", " print!("], "print with commands/terminal.rs");
+}
+
+#[test]
 fn drivers_are_touched_in_one_place() {
     for folder in std::fs::read_dir(root().join("bench_harness/src")).expect("readable") {
         let path = folder.expect("readable").path();
@@ -115,6 +132,17 @@ fn every_kernel_and_subcommand_is_in_its_table() {
             let module = if stem == "mod" { folder } else { stem };
             assert!(commands.contains(&format!("{module}::Args")), "{} is missing in Command", path.display());
         }
+    }
+}
+
+/// Numbers that decide are quoted from where they are defined.
+#[test]
+fn the_readme_states_the_policy() {
+    let text = std::fs::read_to_string(root().join("README.md")).expect("README.md exists");
+    let policy = attnbench::gate::policy::Policy::default();
+    let (sessions, gross) = (policy.min_sessions, (policy.gross_threshold * 100.0).round());
+    for said in [format!("fewer than {sessions} runs"), format!("{sessions} sessions"), format!("beyond {gross} %")] {
+        assert!(text.contains(&said), "README.md says `{said}`");
     }
 }
 

@@ -54,13 +54,38 @@ fn bad_input_is_one_clear_error_and_exit_code_2() {
         (vec!["baseline", "save", "no.json"], "error: reading record `no.json`: there is no such file"),
         (vec!["baseline", "save", RECORD, "--name", "../../x"], "names no baseline"),
         (vec!["baseline", "show", "ci"], "there are none yet"),
+        (vec!["compare", RECORD, RECORD, "--policy", "/dev/zero"], "gate policy `/dev/zero`: the file is larger than"),
         (vec!["schema", "nonsense"], "invalid value 'nonsense'"),
     ] {
         let (code, _, stderr) = attnbench(dir.path(), &args);
         assert_eq!(code, 2, "{args:?}: {stderr}");
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
+        assert_eq!(stderr.matches(expected).count(), 1, "said once: {args:?}: {stderr}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    for args in [
+        &["show", RECORD, "--json"][..],
+        &["compare", RECORD, RECORD],
+        &["compare", RECORD, RECORD, "--json"],
+        &["gate", RECORD, "--baseline", RECORD, "--json"],
+        &["suites", "--dir", concat!(env!("CARGO_MANIFEST_DIR"), "/../suites"), "--json"],
+        &["kernels"],
+        &["devices", "--json"],
+        &["schema"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let binary = env!("CARGO_BIN_EXE_attnbench");
+        let mut run = std::process::Command::new(binary);
+        run.args(args).stdout(writer).stderr(std::process::Stdio::piped());
+        let output = run.spawn().unwrap().wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code().is_some_and(|code| code <= 5) && stderr.is_empty(), "{args:?}: {stderr}");
+    }
 }
 
 #[test]

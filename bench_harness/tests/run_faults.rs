@@ -174,8 +174,46 @@ fn bad_places_are_found_before_anything_is_measured() {
     fails(&["nosuchsuite".as_ref()], "nosuchsuite");
     fails(&[suite.as_os_str(), "--include".as_ref(), "nothing/*".as_ref()], "--include");
     fails(&[suite.as_os_str(), "--resume".as_ref(), "/nowhere.journal".as_ref()], "/nowhere.journal");
-    fails(&[suite.as_os_str(), "--provider".as_ref(), "torch".as_ref()], "--provider torch=");
+    let (renamed, lost) = (folder.path().join("renamed"), folder.path().join("lost.json"));
+    fails(&["--out".as_ref(), folder.path().as_os_str(), suite.as_os_str()], "this is a directory");
+    fails(&["--resume".as_ref(), renamed.as_os_str(), suite.as_os_str()], "--out");
+    fails(&["--resume=/x".as_ref(), "--out=/x".as_ref(), suite.as_os_str()], "this is the journal");
+    fails(&["--resume=/dev/zero".as_ref(), "--out".as_ref(), lost.as_os_str(), suite.as_os_str()], "line 1");
+    let provider = ["--provider".as_ref(), "torch".as_ref(), "--out".as_ref(), lost.as_os_str(), suite.as_os_str()];
+    fails(&provider, "--provider torch=");
+    assert!(!journal(&lost).exists(), "a run that is refused leaves no journal in the way of the next");
     let taken = folder.path().join("taken.json");
     std::fs::write(journal(&taken), "{}\n").expect("written");
     fails(&["--out".as_ref(), taken.as_os_str(), suite.as_os_str()], "--resume");
+}
+
+#[test]
+fn odd_places_hold_a_record_and_full_ones_lose_none() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let suite = small_suite(folder.path(), "cpu", &["flash"], "rounds = 1\nmax_samples = 10\nbudget_ms = 20");
+    let run = |out: &Path, temporary: &Path| {
+        let mut command = attnbench();
+        command.env("TMPDIR", temporary).args(["run", "--out"]).args([out.as_os_str(), suite.as_os_str()]).assert()
+    };
+    let no_text = folder.path().join(std::ffi::OsStr::from_bytes(b"no\xfftext.json"));
+    run(&no_text, folder.path()).success();
+    assert_eq!(record(&no_text)["run"]["complete"], true);
+
+    let (target, link) = (folder.path().join("target.json"), folder.path().join("link.json"));
+    std::os::unix::fs::symlink("target.json", &link).expect("a link into nowhere");
+    run(&link, folder.path()).success();
+    assert!(link.is_symlink() && target.is_file(), "the link stays, and what it points to is made");
+
+    // A link, so that the journal beside it has room.
+    let full = folder.path().join("full.json");
+    std::os::unix::fs::symlink("/dev/full", &full).expect("a link");
+    let rescue = tempfile::tempdir().expect("a temporary folder");
+    let said = run(&full, rescue.path()).code(5);
+    let said = String::from_utf8_lossy(&said.get_output().stderr).into_owned();
+    assert!(said.contains("the disk is full") && said.contains("was saved to"), "{said}");
+    let rescued = std::fs::read_dir(rescue.path()).expect("readable").flatten().map(|entry| entry.path());
+    let rescued: Vec<_> = rescued.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    assert_eq!(rescued.len(), 1, "{rescued:?}");
+    assert_eq!(record(&rescued[0])["run"]["complete"], true);
 }

@@ -15,17 +15,17 @@ use crate::store::baseline::{BaselineName, BaselineStore, DEFAULT_DIRECTORY};
 /// Keep records to compare with, list and show them
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
-  attnbench baseline save record.json              add a session to the baseline of its suite and device
-  attnbench baseline save a.json b.json --replace  start over with two sessions
-  attnbench baseline list
-  attnbench baseline show ci                       this machine's baseline of the suite `ci`
-  attnbench baseline show amd-epyc-7b13-64-core/ci another device's")]
+  attnbench baseline save record.json               add a session to its suite's baseline
+  attnbench baseline save a.json b.json --replace   start over with two sessions
+  attnbench baseline list                           every baseline of ./baselines
+  attnbench baseline show ci                        this machine's baseline of the suite `ci`
+  attnbench baseline show amd-epyc-7b13-64-core/ci  another device's")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
-    /// Directory of the baselines
+    /// Directory of stored baselines
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
-    directory: PathBuf,
+    baselines: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -34,6 +34,10 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Action {
     /// Add records to the baseline of their suite and device, a session each
+    #[command(after_help = "Examples:
+  attnbench baseline save record.json
+  attnbench baseline save monday.json tuesday.json --replace
+  attnbench baseline save record.json --name my-cluster/ci")]
     Save {
         /// Records that `attnbench run` wrote, of one suite and one kind of device
         #[arg(required = true)]
@@ -46,8 +50,14 @@ enum Action {
         replace: bool,
     },
     /// List all baselines
+    #[command(after_help = "Examples:
+  attnbench baseline list
+  attnbench baseline list --baselines elsewhere/baselines --json")]
     List,
     /// Show a baseline's sessions and cases
+    #[command(after_help = "Examples:
+  attnbench baseline show ci
+  attnbench baseline show amd-epyc-7b13-64-core/ci --json")]
     Show {
         /// SUITE on this device, or DEVICE/SUITE
         name: String,
@@ -65,7 +75,7 @@ struct Saved {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let store = BaselineStore::new(args.directory);
+    let store = BaselineStore::new(args.baselines);
     match args.action {
         Action::Save { records, name, replace } => save(&store, &records, name.as_deref(), replace, args.json)?,
         Action::List => list(&store, args.json)?,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{Exit, terminal};
 use crate::compare::{Baseline, Verdict, compare};
@@ -13,6 +13,9 @@ use crate::gate::policy::Policy;
 use crate::record::{Record, file};
 use crate::report::comparison;
 use crate::store::baseline::{BaselineStore, DEFAULT_DIRECTORY, REFERENCE_PREFIX, load_file};
+
+/// Largest policy file, in bytes.
+const MAX_POLICY_BYTES: u64 = 1 << 16;
 
 /// Compare two runs or baselines, case by case
 #[derive(clap::Args, Debug)]
@@ -57,7 +60,7 @@ impl Common {
             None => Policy::default(),
             Some(path) => {
                 let name = path.display().to_string();
-                let text = std::fs::read_to_string(path).with_context(|| format!("reading gate policy `{name}`"))?;
+                let text = policy_text(path).with_context(|| format!("reading gate policy `{name}`"))?;
                 Policy::from_toml(&text, &name)?
             }
         };
@@ -81,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let head = side(&args.head, &args.common.baselines)?;
     let compared = compare(&base, &head, &policy);
     if args.common.json {
-        println!("{}", serde_json::to_string_pretty(&compared)?);
+        terminal::print_json(&compared)?;
     } else {
         terminal::print(comparison::comparison_text(&compared, terminal::style()).trim_end())?;
     }
@@ -107,6 +110,16 @@ fn side(text: &str, baselines: &Path) -> anyhow::Result<Baseline> {
         return Ok(load_file(path)?);
     }
     Ok(Baseline::from_records("", &[load_record(path)?])?)
+}
+
+/// A policy file's text, up to a limit: the path may be a device that never ends.
+fn policy_text(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_POLICY_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_POLICY_BYTES {
+        bail!("the file is larger than {MAX_POLICY_BYTES} bytes; a policy is a few lines of TOML");
+    }
+    Ok(text)
 }
 
 /// A record of a file.

@@ -8,7 +8,7 @@ use attn_kernels::kernel::{Kernel, KernelError};
 use attn_kernels::problem::CausalAlignment;
 use serde::Serialize;
 
-use super::Exit;
+use super::{Exit, terminal};
 use crate::device::cpu;
 use crate::eval::{self, EvalError, Evaluation};
 use crate::tensor_file::{self, Array, Location, PendingFile};
@@ -19,7 +19,7 @@ use crate::tensor_file::{self, Array, Location, PendingFile};
 /// `Attention` operator: score = softcap(scale * q.k) + mask, softmax over the visible keys, zeros for a query that sees
 /// none; query head h uses KV head h / (heads_q / heads_kv).
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Kernel, as `attnbench kernels` lists them: cpu/naive and cpu/flash take every mask, the others refuse what they do
     /// not compute
@@ -108,8 +108,8 @@ Examples:
         --softcap 30 --out o.safetensors --lse-out lse.npy
 
   A decoding step onto a cache, with the new cache written out:
-    attnbench eval --kernel cpu/naive --q q.npy --k k.npy --v v.npy --past-key pk.npy --past-value pv.npy \\
-        --causal --out o.npy --present-key-out pk2.npy --present-value-out pv2.npy
+    attnbench eval --kernel cpu/naive --q q.npy --k k.npy --v v.npy --causal --out o.npy \\
+        --past-key pk.npy --past-value pv.npy --present-key-out pk2.npy --present-value-out pv2.npy
 
   (batch, length, heads * dim) tensors with a mask:
     attnbench eval --kernel cpu/flash --q q.npy --k k.npy --v v.npy --heads-q 8 --heads-kv 2 \\
@@ -222,15 +222,16 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         outputs,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?)
+        terminal::print_json(&report)?;
     } else {
-        print_report(&report)
+        terminal::print(&text_of(&report))?;
     }
     Ok(Exit::Pass)
 }
 
-fn print_report(report: &Report) {
-    println!(
+/// A line for the call, and one for each output.
+fn text_of(report: &Report) -> String {
+    let mut text = format!(
         "{}: q {:?}, k {:?}, v {:?}, {}, scale {:.6}, {} thread{}, {:.3} ms",
         report.kernel,
         report.q,
@@ -243,8 +244,9 @@ fn print_report(report: &Report) {
         report.run_ms
     );
     for output in &report.outputs {
-        println!("  {} {:?} {} -> {}", output.name, output.dims, output.dtype, output.file);
+        text += &format!("\n  {} {:?} {} -> {}", output.name, output.dims, output.dtype, output.file);
     }
+    text
 }
 
 fn find_kernel(id: &str) -> anyhow::Result<&'static dyn Kernel> {

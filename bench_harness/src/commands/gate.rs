@@ -47,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     let baseline = args.common.baseline(&args.baseline)?;
     let report = judge(&heads, &baseline, &policy, args.strict)?;
     if args.common.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        terminal::print_json(&report)?;
     } else {
         terminal::print(comparison::gate_text(&report, terminal::style()).trim_end())?;
     }

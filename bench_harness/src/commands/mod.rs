@@ -15,7 +15,15 @@ pub mod suites;
 pub mod terminal;
 pub mod worker;
 
-pub use crate::exit::Exit;
+use std::process::ExitCode;
+
+pub use crate::gate::exit::Exit;
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
 
 /// One variant a subcommand, in the order of the help: each is a file of this folder with `Args` and
 /// `run(Args) -> anyhow::Result<Exit>`.

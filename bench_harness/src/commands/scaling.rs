@@ -10,7 +10,7 @@ use crate::report::scaling::{scalings, table};
 
 /// Fit the exponent of time over length for every family of cases in a record
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Record of a suite that has at least three lengths a family, such as `exponents`
     record: PathBuf,
@@ -36,9 +36,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         );
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&scalings)?);
+        terminal::print_json(&scalings)?;
     } else {
-        print!("{}", table(&scalings, terminal::width()));
+        terminal::print(table(&scalings, terminal::width()).trim_end())?;
     }
     Ok(Exit::Pass)
 }

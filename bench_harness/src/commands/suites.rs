@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 }
 
 /// Prints what a run of the suite would do (`attnbench run --dry-run`): every case with its exact work and its memory.
-pub fn print_plan(suite: &Suite, json: bool) -> anyhow::Result<Exit> {
+pub(super) fn print_plan(suite: &Suite, json: bool) -> anyhow::Result<Exit> {
     let environment = Environment::default();
     let estimates: Vec<Estimate> = suite.cases.iter().map(|planned| Estimate::of(planned, &environment)).collect();
     if json {

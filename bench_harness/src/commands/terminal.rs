@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use anyhow::Context;
 
-use crate::report::Style;
+use crate::report::{Style, printable};
 
 /// Columns when nobody says how many there are.
 const DEFAULT_WIDTH: u16 = 100;
@@ -27,6 +27,19 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// An error with its causes, each said once, and without what could move a terminal's cursor: file names are the user's,
+/// and what files hold is anybody's.
+pub fn error_text(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Typed errors end with the words of their cause; the contexts of `anyhow` do not.
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints a value as JSON.
 pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     print(&serde_json::to_string_pretty(value).context("writing the result as JSON")?)
@@ -42,4 +55,19 @@ pub fn style() -> Style {
     let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     Style { width: width().into(), colour: is_wanted && !is_dumb && io::stdout().is_terminal() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_moves_no_cursor() {
+        let missing = crate::record::file::load(std::path::Path::new("/no\x1b[2J/record.json")).unwrap_err();
+        let text = error_text(&anyhow::Error::from(missing).context("comparing"));
+        let expected = "comparing: reading record `/no [2J/record.json`: there is no such file; \
+                        `attnbench run SUITE --out FILE` makes a record";
+        assert_eq!(text, expected);
+        assert_eq!(error_text(&anyhow::anyhow!("root").context("middle").context("top")), "top: middle: root");
+    }
 }

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::exit::Exit;
 use super::policy::Policy;
 use crate::compare::verdict::percent;
 use crate::compare::{Baseline, BaselineError, Comparison, Verdict, compare};
-use crate::exit::Exit;
 use crate::record::Record;
 use crate::stats::quantile::median;
 
@@ -85,9 +85,9 @@ pub fn report(comparison: Comparison, is_complete: bool, policy: &Policy, strict
         causes.push((Exit::Undecided, format!("{} inconclusive, which --strict does not accept", cases(inconclusive))));
     }
     if !mdes.is_empty() && median_mde.is_none_or(|mde| mde > policy.max_mde) {
-        let least = percent(policy.max_mde);
+        let (mde, least) = (if median_mde.is_some() { "above" } else { "unknown, not below" }, percent(policy.max_mde));
         let way_out = "more rounds or sessions of both sides lower it";
-        causes.push((Exit::Undecided, format!("median MDE above the {least} of `max_mde`: {way_out}")));
+        causes.push((Exit::Undecided, format!("median MDE {mde} the {least} of `max_mde`: {way_out}")));
     }
 
     let exit = causes.iter().fold(Exit::Pass, |exit, (cause, _)| exit.and(*cause));

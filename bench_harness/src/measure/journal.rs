@@ -4,7 +4,7 @@
 //! flight is lost.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ use crate::record::{CaseRound, TimeSpent};
 
 /// Version of the journal's lines.
 const JOURNAL_VERSION: u32 = 1;
+
+/// Longest line, in bytes: what is longer is no journal, or one made to fill the memory.
+const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// What the run is: a journal is resumed only by the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,13 +143,18 @@ impl Journal {
         let mut reader = BufReader::new(&file);
         let mut text = Vec::new();
         for line in 1.. {
+            let corrupt = |reason: String| JournalError::Corrupt { path: path.to_owned(), line, reason };
             text.clear();
-            let length = reader.read_until(b'\n', &mut text).map_err(|error| io("reading", error))?;
+            let mut limited = (&mut reader).take(MAX_LINE_BYTES);
+            let length = limited.read_until(b'\n', &mut text).map_err(|error| io("reading", error))?;
+            if length as u64 == MAX_LINE_BYTES {
+                return Err(corrupt(format!("the line has {MAX_LINE_BYTES} bytes or more")));
+            }
             if length == 0 || text.last() != Some(&b'\n') {
                 break;
             }
-            let corrupt = |reason: String| JournalError::Corrupt { path: path.to_owned(), line, reason };
-            match serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))? {
+            let parsed = serde_json::from_slice(&text);
+            match parsed.map_err(|error| corrupt(format!("this is no line of a journal: {error}")))? {
                 Entry::Header(found) if line == 1 => {
                     if found.journal_version > JOURNAL_VERSION {
                         return Err(corrupt(format!("written by a newer version ({})", found.journal_version)));

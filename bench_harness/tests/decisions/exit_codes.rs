@@ -1,7 +1,7 @@
 //! From comparisons to exit codes.
 
 use attnbench::compare::{Baseline, Verdict, compare};
-use attnbench::exit::Exit;
+use attnbench::gate::exit::Exit;
 use attnbench::gate::outcome::{GateReport, report};
 use attnbench::gate::policy::Policy;
 use attnbench::record::Disposition;

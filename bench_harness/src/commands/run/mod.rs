@@ -17,15 +17,15 @@ use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
 use crate::record::environment::{fingerprint, provenance};
-use crate::record::{Disposition, Record, RunInfo, TimeSpent, file};
+use crate::record::{Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::device_lock::{DeviceLock, Sharing};
-use crate::suite::{self, CaseGlob, Environment, Estimate, SUITES_DIR, Suite};
+use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
 /// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Suite file, or the name of one in `suites/`
     suite: String,
@@ -55,15 +55,15 @@ pub struct Args {
     threads: Option<u32>,
 
     /// Seed of inputs and of the order of cases
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 
     /// Allow this provider; a foreign one is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
     #[arg(long, value_name = "NAME[=COMMAND]")]
     provider: Vec<String>,
 
-    /// Go on with a run that was stopped or killed, from its journal
-    #[arg(long, value_name = "JOURNAL")]
+    /// Go on with a run that was stopped or killed, from its journal (RECORD.journal); the rest as in the first call
+    #[arg(long, value_name = "JOURNAL", conflicts_with = "dry_run")]
     resume: Option<PathBuf>,
 
     /// List what would be measured, with its work and memory, and stop
@@ -87,24 +87,17 @@ Examples:
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let suite = planned_suite(&args)?;
     if args.dry_run {
-        let environment = Environment::default();
-        let estimates: Vec<Estimate> = suite.cases.iter().map(|case| Estimate::of(case, &environment)).collect();
-        if args.json {
-            terminal::print_json(&estimates)?;
-        } else {
-            terminal::print(&report::listing::plan(&suite, &estimates, terminal::width()))?;
-        }
-        return Ok(Exit::Pass);
+        return super::suites::print_plan(&suite, args.json);
     }
-    let (record, path) = measure_suite(&suite, &args)?;
+    let (record, saved) = measure_suite(&suite, &args)?;
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
     } else {
         let cases: Vec<_> = record.cases.iter().collect();
         terminal::print(report::table::record_table(&record, &cases, terminal::style()).trim_end())?;
-        eprintln!("\nrecord: {}", path.display());
+        eprintln!("\nrecord: {}", saved.path.display());
     }
-    Ok(exit_of(&record))
+    Ok(exit_of(&record).and(if saved.is_as_asked { Exit::Pass } else { Exit::Failed }))
 }
 
 /// Failures are told apart from a clean run; the gate does the rest.
@@ -145,9 +138,10 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
         {
             case.threads = threads as usize;
         }
-        if case.threads > cores {
-            eprintln!("warning: {} threads are asked for, this machine has {cores} cores", case.threads);
-        }
+    }
+    let most = suite.cases.iter().map(|case| case.threads).max().unwrap_or(0);
+    if most > cores {
+        eprintln!("warning: {most} threads are asked for, this machine has {cores} cores");
     }
     // Overrides can make cases alike.
     let mut seen = std::collections::BTreeSet::new();
@@ -156,14 +150,15 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
 }
 
 /// Measures a checked suite and returns its record and where it was saved.
-fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)> {
+fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
     let started = jiff::Timestamp::now();
     let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
-    let path = match (&args.out, &args.resume) {
-        (Some(out), _) => out.clone(),
-        (None, Some(journal)) => journal.with_extension(""),
-        (None, None) => default_path(suite, started),
-    };
+    let path = record_path(suite, args, started)?;
+    // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
+    let workers = workers::commands(&args.provider)?;
+    let control_worker = workers::built_in("cpu")?;
+    let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
+    let stop = interrupt::stop_flag()?;
     let mut builder = RecordBuilder::new(suite);
     let mut journal = match &args.resume {
         None => Journal::create(&journal_path(&path), header.clone())
@@ -177,14 +172,8 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
     };
 
     let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
-    let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
-    let stop = interrupt::stop_flag()?;
-    let context = RunContext {
-        workers: &workers::commands(&args.provider)?,
-        control_worker: &workers::built_in("cpu")?,
-        scratch: scratch.path(),
-        stop: stop.clone(),
-    };
+    let context =
+        RunContext { workers: &workers, control_worker: &control_worker, scratch: scratch.path(), stop: stop.clone() };
     let mut observer = progress::observer(suite, args.json);
     let shared_at_start = is_shared(lock.as_ref());
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
@@ -199,7 +188,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
         id: header.run_id,
         started_at: header.started_at,
         finished_at: format!("{:.0}", jiff::Timestamp::now()),
-        command: std::env::args().collect(),
+        command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         attnbench_version: env!("CARGO_PKG_VERSION").to_owned(),
         suite: suite.name.clone(),
         suite_hash: suite.hash.clone(),
@@ -220,23 +209,31 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, PathBuf)
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
     if stop.load(std::sync::atomic::Ordering::Relaxed) {
-        eprintln!("interrupted: what was measured is saved; go on with --resume {}", journal_path(&path).display());
+        let journal = args.resume.clone().unwrap_or_else(|| journal_path(&path));
+        eprintln!("interrupted: what was measured is saved; go on with --resume {}", journal.display());
     }
     Ok((record, saved))
 }
 
+/// Where a record went.
+struct SavedRecord {
+    path: PathBuf,
+    /// Whether that is the place that was asked for.
+    is_as_asked: bool,
+}
+
 /// Saves the record; the journal goes only when the record is whole and where it was asked for.
-fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<PathBuf> {
+fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<SavedRecord> {
     match file::save_or_rescue(path, record)? {
         file::Saved::AsAsked => {
             if record.run.complete {
                 journal.remove()?;
             }
-            Ok(path.to_owned())
+            Ok(SavedRecord { path: path.to_owned(), is_as_asked: true })
         }
         file::Saved::Rescued { path, cause } => {
             eprintln!("error: {cause}\nthe record was saved to {} instead", path.display());
-            Ok(path)
+            Ok(SavedRecord { path, is_as_asked: false })
         }
     }
 }
@@ -260,13 +257,35 @@ fn compact(time: jiff::Timestamp) -> String {
     time.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
-fn default_path(suite: &Suite, started: jiff::Timestamp) -> PathBuf {
-    PathBuf::from(format!("results/{}-{}.json", suite.name, run_id(started)))
+/// Where the record goes. A place that cannot hold one is found here, before anything is measured.
+fn record_path(suite: &Suite, args: &Args, started: jiff::Timestamp) -> anyhow::Result<PathBuf> {
+    let path = match (&args.out, &args.resume) {
+        (Some(out), _) => out.clone(),
+        (None, None) => PathBuf::from(format!("results/{}-{}.json", suite.name, run_id(started))),
+        (None, Some(journal)) => match journal.extension() {
+            Some(extension) if extension == JOURNAL_EXTENSION => journal.with_extension(""),
+            _ => bail!(
+                "resuming journal `{}`: its name does not end in .{JOURNAL_EXTENSION}, so say where the record goes: --out",
+                journal.display()
+            ),
+        },
+    };
+    if path.is_dir() {
+        bail!("writing record `{}`: this is a directory; name a file in it", path.display());
+    }
+    if args.resume.as_ref() == Some(&path) {
+        bail!("writing record `{}`: this is the journal; choose another --out", path.display());
+    }
+    Ok(path)
 }
+
+/// What a record's journal has after its name.
+const JOURNAL_EXTENSION: &str = "journal";
 
 fn journal_path(record: &Path) -> PathBuf {
     let mut name = record.as_os_str().to_owned();
-    name.push(".journal");
+    name.push(".");
+    name.push(JOURNAL_EXTENSION);
     PathBuf::from(name)
 }
 
@@ -280,13 +299,4 @@ fn plan_hash(suite: &Suite) -> String {
         hasher.update(&serde_json::to_vec(&case.settings).expect("settings serialise"));
     }
     hasher.finalize().to_hex()[..32].to_owned()
-}
-
-/// Cases by disposition, for a summary line.
-pub fn tally(record: &Record) -> Vec<(Disposition, usize)> {
-    let mut counts = std::collections::BTreeMap::new();
-    for case in &record.cases {
-        *counts.entry(case.disposition).or_insert(0) += 1;
-    }
-    counts.into_iter().collect()
 }

@@ -1,6 +1,4 @@
-//! Exit codes: the contract with CI.
-
-use std::process::ExitCode;
+//! The exit codes: what a command, above all the gate, came to.
 
 /// What a command came to. The numbers are the contract with CI; precedence 2 > 1 > 5 > 4 > 3 > 0, never a count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +25,5 @@ impl Exit {
     /// The more important of two outcomes.
     pub fn and(self, other: Exit) -> Exit {
         Exit::ALL.into_iter().find(|&exit| exit == self || exit == other).unwrap_or(Exit::Pass)
-    }
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> ExitCode {
-        ExitCode::from(exit as u8)
     }
 }
