@@ -32,8 +32,8 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 pub fn error_text(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Typed errors end with the words of their cause; the contexts of `anyhow` do not.
-        if !text.ends_with(&cause) {
+        // Typed errors have the words of their cause in their own; the contexts of `anyhow` do not.
+        if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }

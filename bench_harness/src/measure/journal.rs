@@ -3,7 +3,7 @@
 //! After a kill, `--resume` reads the journal, drops a last line that was cut off, and goes on: at most the case in
 //! flight is lost.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -88,6 +88,12 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
+    /// The run that writes it is not over.
+    #[error("opening journal `{path}`: the run that writes it is still going; wait for it, or stop it first")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is no journal.
     #[error("reading journal `{path}`, line {line}: {reason}; start anew without --resume")]
     Corrupt {
@@ -125,11 +131,18 @@ impl Journal {
             std::fs::create_dir_all(parent).map_err(|error| io("creating the folder of", error))?;
         }
         let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists if is_in_use(path) => JournalError::InUse { path: path.to_owned() },
             std::io::ErrorKind::AlreadyExists => JournalError::Exists { path: path.to_owned() },
             _ => io("creating", error),
         })?;
+        // Nobody else can hold the lock of a file that is new; a file system without locks does without.
+        let _ = file.try_lock();
         let mut journal = Journal { path: path.to_owned(), file };
-        journal.append(&Entry::Header(header))?;
+        if let Err(error) = journal.append(&Entry::Header(header)) {
+            // An empty journal would only be in the way of the next run.
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
         Ok(journal)
     }
 
@@ -137,6 +150,9 @@ impl Journal {
     pub fn resume(path: &Path, plan_hash: &str) -> Result<(Journal, Header, Vec<Entry>), JournalError> {
         let io = |action, source| JournalError::Io { action, path: path.to_owned(), source };
         let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io("opening", error))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(JournalError::InUse { path: path.to_owned() });
+        }
         let mut entries = Vec::new();
         let mut header = None;
         let mut kept_bytes = 0u64;
@@ -206,6 +222,11 @@ impl Journal {
     }
 }
 
+/// Whether a run that is not over writes this journal.
+fn is_in_use(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +256,24 @@ mod tests {
         journal.append(&controls(1)).expect("written");
         drop(journal);
         assert_eq!(std::fs::read(&path).expect("read"), whole, "the journal is as if nothing had happened");
+    }
+
+    #[test]
+    fn a_journal_that_is_being_written_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("run.journal");
+        let still_there = "the run that writes it is still going";
+        let journal = Journal::create(&path, header()).expect("created");
+        let resumed = Journal::resume(&path, "abc").map(|_| ()).expect_err("refused").to_string();
+        assert!(resumed.contains(still_there), "{resumed}");
+        let created = Journal::create(&path, header()).map(|_| ()).expect_err("refused").to_string();
+        assert!(created.contains(still_there), "{created}");
+        drop(journal);
+        let (resumed, ..) = Journal::resume(&path, "abc").expect("its run is over");
+        assert!(Journal::resume(&path, "abc").is_err());
+        drop(resumed);
+        let created = Journal::create(&path, header()).map(|_| ()).expect_err("refused").to_string();
+        assert!(created.contains("go on with --resume"), "{created}");
     }
 
     #[test]

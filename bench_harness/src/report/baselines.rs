@@ -103,7 +103,7 @@ pub fn baseline_text(baseline: &Baseline, style: Style) -> String {
             let spread = medians.iter().copied().reduce(f64::max).zip(medians.iter().copied().reduce(f64::min));
             let last = cases.last().map_or("", |case| case.disposition.name());
             vec![
-                wrap(&printable(name), style.width.saturating_sub(50).max(16), &['/']).join("\n"),
+                wrap(&printable(name), style.width.saturating_sub(50).max(16), &['/', ',']).join("\n"),
                 median(&medians).map_or(units::NOTHING.to_owned(), units::nanoseconds),
                 spread.map_or(units::NOTHING.to_owned(), |(high, low)| units::percent(high / low - 1.0)),
                 medians.len().to_string(),

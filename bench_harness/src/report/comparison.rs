@@ -86,7 +86,7 @@ fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
             let finding = latency.map(|latency| &latency.finding);
             let ratio = finding.and_then(|finding| finding.ratio);
             vec![
-                wrap(&printable(name), room, &['/']).join("\n"),
+                wrap(&printable(name), room, &['/', ',']).join("\n"),
                 time(latency.and_then(|latency| latency.base)),
                 time(latency.and_then(|latency| latency.head)),
                 ratio.map_or(units::NOTHING.to_owned(), |ratio| {

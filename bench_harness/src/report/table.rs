@@ -133,7 +133,7 @@ fn matrix_table(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<Str
         std::iter::once(Cell::new("case")).chain(shown().map(|at| cell(columns[at].title, at))).collect::<Vec<_>>(),
     );
     for (name, row) in names.iter().zip(&cells) {
-        let name = wrap(&printable(name), room, &['/']).join("\n");
+        let name = wrap(&printable(name), room, &['/', ',']).join("\n");
         table.add_row(std::iter::once(Cell::new(name)).chain(shown().map(|at| cell(&row[at], at))).collect::<Vec<_>>());
     }
     for column in table.column_iter_mut() {
