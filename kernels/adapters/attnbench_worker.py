@@ -20,6 +20,7 @@ import ctypes
 import gc
 import hashlib
 import json
+import math
 import mmap
 import os
 import platform
@@ -42,6 +43,7 @@ PROTOCOL = [1, 0]
 # Longest line that either side accepts.
 MAX_LINE_BYTES = 16 << 20
 MAX_SLOTS = 16
+CACHE_LINE_BYTES = 64
 # A last-level cache up to this size is swept whole even where lines can be evicted.
 SWEPT_CACHE_BYTES = 64 << 20
 # Where lines cannot be evicted, no more than this is swept: virtual machines show their host's whole cache.
@@ -323,8 +325,13 @@ class Case:
         self.inputs_ns += time.perf_counter_ns() - start
 
     def new_array(self, name):
+        """A poisoned array that begins at a cache line, as the built-in kernels' tensors do."""
         element, dims = self.problem.shape(name)
-        array = np.empty(dims, dtype=ARRAY_TYPES[element])
+        dtype = np.dtype(ARRAY_TYPES[element])
+        bytes_needed = math.prod(dims) * dtype.itemsize
+        memory = np.empty(bytes_needed + CACHE_LINE_BYTES, dtype=np.uint8)
+        start = -memory.ctypes.data % CACHE_LINE_BYTES
+        array = memory[start : start + bytes_needed].view(dtype).reshape(dims)
         poison(array, element)
         return array
 
