@@ -7,6 +7,7 @@ pub mod devices;
 pub mod eval;
 pub mod gate;
 pub mod kernels;
+pub mod ratios;
 pub mod run;
 pub mod scaling;
 pub mod schema;
@@ -35,6 +36,7 @@ pub enum Command {
     Compare(compare::Args),
     Gate(gate::Args),
     Baseline(baseline::Args),
+    Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
     Suites(suites::Args),
@@ -55,6 +57,7 @@ impl Command {
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),
             Command::Baseline(args) => baseline::run(args),
+            Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Suites(args) => suites::run(args),

@@ -8,6 +8,7 @@ pub mod comparison;
 pub mod devices;
 pub mod json;
 pub mod listing;
+pub mod ratios;
 pub mod samples;
 pub mod scaling;
 pub mod table;

@@ -1,8 +1,9 @@
 //! Workers: processes that prepare, launch and time, and nothing else.
 //!
 //! [`server`] speaks the protocol for whatever [`provider::Provider`] it is given; [`cpu`] is the built-in one.
-//! [`client`] is the coordinator's end: it spawns, watches and kills.
+//! [`adapters`] has those for other frameworks. [`client`] is the coordinator's end: it spawns, watches and kills.
 
+pub mod adapters;
 pub mod client;
 pub mod cpu;
 pub mod protocol;

@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 
-    /// Allow this provider; a foreign one is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
+    /// Allow this provider: `torch` and `onnxruntime` are known, another is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
     #[arg(long, value_name = "NAME[=COMMAND]")]
     provider: Vec<String>,
 
@@ -81,6 +81,7 @@ Examples:
   attnbench run ci --rounds 10 --out base.json
   attnbench run prefill --include '*/flash/*' --mode hot --threads 1
   attnbench run ci --dry-run
+  attnbench run peers --provider torch --provider onnxruntime
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
 
 /// Measures, saves and prints.
@@ -172,8 +173,19 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     };
 
     let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
+<<<<<<< HEAD
     let context =
         RunContext { workers: &workers, control_worker: &control_worker, scratch: scratch.path(), stop: stop.clone() };
+=======
+    let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
+    let stop = interrupt::stop_flag()?;
+    let context = RunContext {
+        workers: &workers::commands(&args.provider, scratch.path())?,
+        control_worker: &workers::built_in("cpu")?,
+        scratch: scratch.path(),
+        stop: stop.clone(),
+    };
+>>>>>>> adapters
     let mut observer = progress::observer(suite, args.json);
     let shared_at_start = is_shared(lock.as_ref());
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
