@@ -301,8 +301,18 @@ fn shipped() -> Vec<Suite> {
 fn shipped_suites_load_and_their_kernels_support_their_cases() {
     let suites = shipped();
     let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
-    let expected =
-        ["ci", "decode", "exponents", "head_sharing", "linear", "long_context", "peers", "prefill", "quickstart", "sparse"];
+    let expected = [
+        "ci",
+        "decode",
+        "exponents",
+        "head_sharing",
+        "linear",
+        "long_context",
+        "peers",
+        "prefill",
+        "quickstart",
+        "sparse",
+    ];
     assert_eq!(names, expected);
     for suite in &suites {
         for planned in &suite.cases {

@@ -156,9 +156,9 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
     let path = record_path(suite, args, started)?;
     // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
-    let workers = workers::commands(&args.provider)?;
-    let control_worker = workers::built_in("cpu")?;
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
+    let workers = workers::commands(&args.provider, scratch.path())?;
+    let control_worker = workers::built_in("cpu")?;
     let stop = interrupt::stop_flag()?;
     let mut builder = RecordBuilder::new(suite);
     let mut journal = match &args.resume {
@@ -173,19 +173,8 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     };
 
     let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
-<<<<<<< HEAD
     let context =
         RunContext { workers: &workers, control_worker: &control_worker, scratch: scratch.path(), stop: stop.clone() };
-=======
-    let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
-    let stop = interrupt::stop_flag()?;
-    let context = RunContext {
-        workers: &workers::commands(&args.provider, scratch.path())?,
-        control_worker: &workers::built_in("cpu")?,
-        scratch: scratch.path(),
-        stop: stop.clone(),
-    };
->>>>>>> adapters
     let mut observer = progress::observer(suite, args.json);
     let shared_at_start = is_shared(lock.as_ref());
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
