@@ -24,6 +24,8 @@ const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../devi
 
 /// How long a call's threads get to fall asleep before anything that still runs counts as late work.
 const SETTLE_TIME: Duration = Duration::from_micros(500);
+/// Threads of a case for each core, at most: they fall asleep one after the other, and more would look like late work.
+const MAX_THREADS_PER_CORE: usize = 16;
 /// How long late work is watched for.
 const WATCH_TIME: Duration = Duration::from_millis(1);
 
@@ -119,6 +121,14 @@ impl CpuCase {
     fn new(kernel: &dyn Kernel, prepare: &Prepare) -> Result<(CpuCase, Prepared), WorkerError> {
         let problem = prepare.case.problem.clone();
         let threads = prepare.case.threads.max(1);
+        if threads > MAX_THREADS_PER_CORE * usable_cores() {
+            let message = format!(
+                "{threads} threads on {} cores: with more than {MAX_THREADS_PER_CORE} a core, threads that fall asleep cannot \
+                 be told from work that goes on after a call",
+                usable_cores()
+            );
+            return Err(WorkerError::new(ErrorKind::Unsupported, message));
+        }
         let pool = thread_pool(threads).map_err(|message| WorkerError::new(ErrorKind::Internal, message))?;
         let slot_count = prepare.slots.clamp(1, 16);
         let tensor_bytes = input::tensor_bytes(&problem);
