@@ -188,6 +188,27 @@ fn bad_places_are_found_before_anything_is_measured() {
 }
 
 #[test]
+fn threads_beyond_reason_are_refused_case_by_case_and_not_accused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let suite = small_suite(folder.path(), "cpu", &["flash"], "rounds = 1\nmax_samples = 10\nbudget_ms = 20");
+    let out = folder.path().join("record.json");
+    let threads = 16 * std::thread::available_parallelism().map_or(1, usize::from) + 1;
+    if threads > 1024 {
+        return; // More than --threads takes.
+    }
+    let run = attnbench()
+        .args(["run", "--threads", &threads.to_string(), "--out"])
+        .args([&out, &suite])
+        .output()
+        .expect("the binary runs");
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(said.contains("threads are asked for, this machine has"), "{said}");
+    let case = &record(&out)["cases"][0];
+    assert_eq!(case["disposition"], "unsupported", "{case:#}");
+    assert!(case["reason"].as_str().is_some_and(|reason| reason.contains("more than 16 a core")), "{case:#}");
+}
+
+#[test]
 fn odd_places_hold_a_record_and_full_ones_lose_none() {
     use std::os::unix::ffi::OsStrExt;
     let folder = tempfile::tempdir().expect("a temporary folder");

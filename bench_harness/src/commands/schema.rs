@@ -9,7 +9,7 @@ use crate::record::schema::{PublishedSchema, SCHEMAS};
   attnbench schema > record.schema.json
   attnbench schema protocol    what a worker in another language has to speak")]
 pub struct Args {
-    /// Which
+    /// Which schema
     #[arg(default_value = SCHEMAS[0].name, value_parser = names())]
     name: String,
 }

@@ -1,7 +1,7 @@
 //! Every constant of a decision, in one place.
 //!
-//! Comparisons, the gate, its simulator and the documentation read them from here; a project changes them in
-//! `ci/gate.toml`, which names only what differs.
+//! Comparisons, the gate, its simulator and the documentation read them from here; a project changes them in a file for
+//! `--policy`, which names only what differs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

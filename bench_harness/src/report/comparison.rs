@@ -76,7 +76,7 @@ pub fn counts_text(comparison: &Comparison) -> String {
 fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
     let keys: Vec<_> = cases.iter().map(|case| &case.key).collect();
     let names = group_names(&keys);
-    let room = style.width.saturating_sub(FIGURES_WIDTH).max(16);
+    let room = style.width.saturating_sub(FIGURES_WIDTH).max(15);
     let rows: Vec<Vec<String>> = cases
         .iter()
         .zip(&names.names)
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn lines_keep_the_width() {
-        for width in [72, 80, 100, 140] {
+        for width in [60, 72, 80, 100, 140] {
             let text = text(width);
             let longest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(longest <= width, "{longest} columns of {width}:\n{text}");

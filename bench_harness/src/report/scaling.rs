@@ -140,5 +140,5 @@ pub fn table(scalings: &[Scaling], width: u16) -> String {
             .collect::<Vec<_>>(),
         );
     }
-    format!("{table}\n")
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }

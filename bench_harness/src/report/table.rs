@@ -56,11 +56,12 @@ fn headline(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<String>
     let mut lines = vec![style.bold(&printable(&format!("{}{device}", run.suite)))];
     lines.extend(wrap(&printable(&text), style.width, &[' ']));
     if !run.complete {
-        lines.push(style.paint(Tone::Doubtful, "The run was interrupted: not every planned round was reached."));
+        let interrupted = "The run was interrupted: not every planned round was reached.";
+        lines.extend(wrap(interrupted, style.width, &[' ']).iter().map(|line| style.paint(Tone::Doubtful, line)));
     }
     if run.device_shared {
         let shared = "Another attnbench measured on this device at the same time: times are disturbed.";
-        lines.push(style.paint(Tone::Doubtful, shared));
+        lines.extend(wrap(shared, style.width, &[' ']).iter().map(|line| style.paint(Tone::Doubtful, line)));
     }
     lines
 }
@@ -343,7 +344,8 @@ mod tests {
 
     #[test]
     fn lines_keep_the_width_and_nothing_is_lost_when_it_is_narrow() {
-        let record = record();
+        let mut record = record();
+        (record.run.complete, record.run.device_shared) = (false, true);
         for width in [60, 72, 80, 100, 120, 140, 200] {
             let text = table(&record, width);
             let longest = text.lines().map(|line| line.chars().count()).max().unwrap();

@@ -18,10 +18,13 @@ use super::provider::{PreparedCase, Provider};
 use crate::case::Mode;
 use crate::device::cpu::activity::works_on;
 use crate::device::cpu::allocator::{current_bytes, peak_during};
-use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool};
+use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool, usable_cores};
 
 /// Sources whose change makes two builds' timings incomparable: what runs between the two clock readings of a sample.
 const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../device/cpu/flush.rs")];
+
+/// Threads of a case for each core, at most: more measures the scheduler.
+const MAX_THREADS_PER_CORE: usize = 16;
 
 /// Kernels in this process.
 pub struct CpuProvider {
@@ -117,6 +120,13 @@ impl CpuCase {
     fn new(kernel: &dyn Kernel, prepare: &Prepare) -> Result<(CpuCase, Prepared), WorkerError> {
         let problem = prepare.case.problem.clone();
         let threads = prepare.case.threads.max(1);
+        if threads > MAX_THREADS_PER_CORE * usable_cores() {
+            let message = format!(
+                "{threads} threads on {} cores: more than {MAX_THREADS_PER_CORE} a core would measure the scheduler",
+                usable_cores()
+            );
+            return Err(WorkerError::new(ErrorKind::Unsupported, message));
+        }
         let pool = thread_pool(threads).map_err(|message| WorkerError::new(ErrorKind::Internal, message))?;
         let slot_count = prepare.slots.clamp(1, 16);
         let tensor_bytes = input::tensor_bytes(&problem);
