@@ -70,8 +70,8 @@ mod tests {
 
     #[test]
     fn commands_are_split_and_never_interpreted() {
-        let commands = commands(&["mine=python3 'my worker.py' $HOME;ls".to_owned()], Path::new("/nowhere"))
-            .expect("well-formed");
+        let commands =
+            commands(&["mine=python3 'my worker.py' $HOME;ls".to_owned()], Path::new("/nowhere")).expect("well-formed");
         assert_eq!(commands["mine"].argv, ["python3", "my worker.py", "$HOME;ls"]);
         assert_eq!(commands.len(), 2, "cpu is always there");
     }
