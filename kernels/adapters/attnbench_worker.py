@@ -37,6 +37,7 @@ try:
 
     NUMPY_ERROR = None
 except ImportError as error:
+    np = None
     NUMPY_ERROR = f"numpy cannot be imported by {sys.executable} ({error}); ci/peers.sh makes an environment with it"
 
 PROTOCOL = [1, 0]

@@ -10,8 +10,8 @@ cache in place, as a server would: past and present are one buffer, whose last t
 Files here must not be called like the packages that they import: Python looks into a script's own folder first.
 """
 
-import numpy as np
-from attnbench_worker import Call, Kernel, Provider, Unsupported, serve
+# numpy comes from there: where it is missing, the worker still says so.
+from attnbench_worker import Call, Kernel, Provider, Unsupported, np, serve
 
 # Imported by OnnxProvider.load, once stdout is out of their reach.
 onnx = runtime = None

@@ -1,0 +1,287 @@
+//! Workers in Python. What needs numpy or a framework runs where `.venv/bin/python` (ci/peers.sh) or `python3` has it,
+//! and says so where not.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use support::{attnbench, record};
+
+const QUICK: &str = "rounds = 1\nmin_samples = 2\nmax_samples = 3\nbudget_ms = 1\ntimeout_s = 120";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in a workspace").to_owned()
+}
+
+fn adapter(file: &str) -> PathBuf {
+    root().join("kernels/adapters").join(file)
+}
+
+/// A Python in which these modules can be imported; None, with a word why, where there is none.
+fn python_with(modules: &[&str]) -> Option<PathBuf> {
+    let candidates = [root().join(".venv/bin/python"), PathBuf::from("python3")];
+    let has = |python: &&PathBuf| {
+        let imports = modules.iter().map(|module| format!("import {module}\n")).collect::<String>();
+        let status = Command::new(python).args(["-c", &imports]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    let found = candidates.iter().find(has).cloned();
+    if found.is_none() {
+        eprintln!("skipped: no Python here imports {}; ci/peers.sh makes one", modules.join(", "));
+    }
+    found
+}
+
+/// What a worker answers to these requests.
+fn talk(python: &Path, arguments: &[&str], script: &Path, lines: &[String]) -> Vec<Value> {
+    let mut worker = Command::new(python)
+        .args(arguments)
+        .arg(script)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the interpreter starts");
+    let mut stdin = worker.stdin.take().expect("piped");
+    stdin.write_all(lines.concat().as_bytes()).expect("the worker reads");
+    drop(stdin);
+    let answers = BufReader::new(worker.stdout.take().expect("piped"))
+        .lines()
+        .map(|line| serde_json::from_str(&line.expect("text")).expect("nothing but JSON on stdout"))
+        .collect();
+    assert!(worker.wait().expect("waiting").success());
+    answers
+}
+
+fn request(id: u64, name: &str, more: Value) -> String {
+    let mut request = json!({ "id": id, "request": name });
+    request.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+    format!("{request}\n")
+}
+
+/// Runs a suite of one matrix and returns its record.
+fn measure(provider: &str, axes: &str) -> Value {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (suite, out) = (folder.path().join("adapters.toml"), folder.path().join("record.json"));
+    let text = format!(
+        "description = \"adapters\"\n\n[measure]\n{QUICK}\n\n[[matrix]]\nname = \"a\"\nreason = \"a test\"\nthreads = \
+         1\n{axes}\n"
+    );
+    std::fs::write(&suite, text).expect("a temporary folder is writable");
+    let _ = attnbench()
+        .current_dir(root())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .args(["run", "--provider", provider, "--out"])
+        .args([&out, &suite])
+        .assert();
+    record(&out)
+}
+
+fn cases(record: &Value) -> &Vec<Value> {
+    record["cases"].as_array().expect("a list")
+}
+
+fn assert_all(record: &Value, disposition: &str, at_least: usize) {
+    for case in cases(record) {
+        assert_eq!(case["disposition"], disposition, "{case:#}");
+    }
+    assert!(cases(record).len() >= at_least, "{} cases", cases(record).len());
+}
+
+/// Needs an interpreter and nothing else: `-S` hides every installed package, numpy included.
+#[test]
+fn without_numpy_every_line_gets_an_answer_that_says_so() {
+    if python_with(&[]).is_none() {
+        return;
+    }
+    for file in ["torch_worker.py", "onnxruntime_worker.py"] {
+        let script = adapter(file);
+        let lines = [
+            request(1, "hello", json!({ "protocol": [1, 0] })),
+            "rubbish\n\n".to_owned(),
+            request(3, "dance", json!({})),
+            request(4, "measure", json!({})),
+            "[5]\n".to_owned(),
+            request(6, "shutdown", json!({})),
+            request(7, "kernels", json!({})),
+        ];
+        let answers = talk(Path::new("python3"), &["-S"], &script, &lines);
+        let ids: Vec<u64> = answers.iter().map(|answer| answer["id"].as_u64().expect("a number")).collect();
+        assert_eq!(ids, [1, 0, 3, 4, 0, 6], "{file}: and nothing is read after shutdown");
+        let error = |at: usize, field: &str| answers[at]["error"][field].as_str().unwrap_or_default().to_owned();
+        assert_eq!(error(0, "kind"), "unsupported");
+        assert!(error(0, "message").contains("numpy cannot be imported"), "{}", answers[0]);
+        assert_eq!(error(1, "kind"), "invalid");
+        assert!(error(2, "message").contains("`dance`"));
+        assert_eq!(error(3, "message"), "no case is prepared");
+        assert_eq!(error(4, "kind"), "invalid");
+        assert!(answers[5]["ok"].is_object());
+    }
+}
+
+#[test]
+fn inputs_agree_bit_for_bit() {
+    let Some(python) = python_with(&["numpy"]) else { return };
+    let lines =
+        [request(1, "hello", json!({ "protocol": [1, 0] })), request(2, "hello", json!({ "protocol": [2, 0] }))];
+    let answers = talk(&python, &[], &adapter("template.py"), &lines);
+    assert_eq!(answers[0]["ok"]["golden_hash"], attn_kernels::input::golden_hash());
+    assert_eq!(answers[1]["error"]["kind"], "unsupported");
+}
+
+/// Inputs of every layout, dtype and raggedness are right if what is computed from them is.
+#[test]
+fn the_template_is_measured() {
+    let Some(python) = python_with(&["numpy"]) else { return };
+    let provider = format!("mine='{}' '{}'", python.display(), adapter("template.py").display());
+    let common = "providers = [\"mine\"]\nkernels = \"softmax\"\nheads = \"4:2\"\nhead_dim = 16\ncausal = [false, \
+                  true]\nlayout = [\"bshd\", \"bhsd\", \"thd\"]\n";
+    let dense = measure(&provider, &format!("{common}seqlen = 67\ndtype = [\"f32\", \"f16\", \"bf16\"]"));
+    assert_all(&dense, "measured", 18);
+    let ragged = format!("{common}batch = 4\nseqlen_q = [[1, 9, 30, 17]]\nseqlen_kv = [[40, 1, 7, 33]]");
+    assert_all(&measure(&provider, &ragged), "measured", 6);
+    let refused = measure(
+        &provider,
+        "providers = [\"mine\"]\nkernels = [\"softmax\", \"other\"]\nheads = 2\nseqlen = 8\nhead_dim = 8\nsoftcap = 20",
+    );
+    assert_all(&refused, "unsupported", 2);
+}
+
+/// Kernels that cheat, in the words of this provider: a stale copy, changed inputs, prints, exceptions, no memory.
+#[test]
+fn tricks_are_caught_in_python_too() {
+    let Some(python) = python_with(&["numpy"]) else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["attnbench_worker.py", "attnbench_inputs.py", "template.py"] {
+        std::fs::copy(adapter(file), folder.path().join(file)).expect("copying");
+    }
+    let script = folder.path().join("tricks.py");
+    let source = r#"
+import os, threading, time
+from attnbench_worker import Provider, serve
+from template import Softmax
+
+class Trick(Softmax):
+    def __init__(self, name, change):
+        self.name, self.change = name, change
+    def bind(self, problem, inputs, outputs, threads):
+        honest = super().bind(problem, inputs, outputs, threads)
+        return lambda: self.change(honest, inputs, outputs)
+
+done = []
+def once(honest, inputs, outputs):
+    if len(done) < 2: honest(); done.append({n: a.copy() for n, a in outputs.items()})
+    else:
+        for name, array in outputs.items(): array[...] = done[0][name]
+def mutate(honest, inputs, outputs):
+    honest(); inputs["q"][...] = 0
+def late(honest, inputs, outputs):
+    threading.Thread(target=lambda: (time.sleep(0.05), honest())).start()
+def noisy(honest, inputs, outputs):
+    print("hello"); os.system("echo hello"); honest()
+def fails(honest, inputs, outputs):
+    raise ValueError("no such tile")
+def full(honest, inputs, outputs):
+    raise MemoryError
+
+class Tricks(Provider):
+    name = "tricks"
+    kernels = tuple(Trick(f.__name__, f) for f in (once, mutate, late, noisy, fails, full))
+serve(Tricks())
+"#;
+    std::fs::write(&script, source).expect("writing");
+    let provider = format!("tricks='{}' '{}'", python.display(), script.display());
+    let kernels =
+        "providers = [\"tricks\"]\nkernels = [\"once\", \"mutate\", \"late\", \"noisy\", \"fails\", \"full\"]";
+    let record = measure(&provider, &format!("{kernels}\nheads = 2\nseqlen = 20\nhead_dim = 8"));
+    for (kernel, disposition, reason) in [
+        ("once", "incorrect", "timing"),
+        ("mutate", "incorrect", "changed its inputs"),
+        ("late", "incorrect", "after the call had returned"),
+        ("noisy", "measured", ""),
+        ("fails", "crashed", "ValueError: no such tile"),
+        ("full", "out_of_memory", "MemoryError"),
+    ] {
+        let case = support::case(&record, kernel);
+        assert_eq!(case["disposition"], disposition, "{kernel}: {case:#}");
+        assert!(case["reason"].as_str().unwrap_or_default().contains(reason), "{kernel}: {case:#}");
+    }
+}
+
+#[test]
+fn pytorch_agrees_with_the_oracle() {
+    if python_with(&["numpy", "torch"]).is_none() {
+        return;
+    }
+    let common = "providers = [\"torch\"]\ndtype = [\"f32\", \"bf16\"]\nhead_dim = 32\ncausal = true\n";
+    let forward = "kernels = [\"sdpa\", \"sdpa_flash\", \"sdpa_math\"]\nheads = [\"4:4\", \"4:2\"]\nseqlen = 67";
+    assert_all(&measure("torch", &format!("{common}{forward}")), "measured", 12);
+    let append = "kernels = \"sdpa\"\nheads = \"4:2\"\nphase = \"append\"\nseqlen_q = 5\nseqlen_kv = 30\nlayout = \
+                  [\"bhsd\", \"thd\"]\nalign = [\"bottom_right\", \"top_left\"]";
+    assert_all(&measure("torch", &format!("{common}{append}")), "measured", 8);
+    let decode = "kernels = \"sdpa_flash\"\nheads = \"4:1\"\nphase = \"decode\"\nseqlen = 33";
+    assert_all(&measure("torch", &format!("{common}{decode}")), "measured", 2);
+    let backward = "kernels = [\"sdpa_flash\", \"sdpa_math\"]\nheads = \"4:2\"\nphase = \"backward\"\nseqlen = 33";
+    assert_all(&measure("torch", &format!("{common}{backward}")), "measured", 4);
+    let refused = "kernels = [\"sdpa_efficient\", \"sdpa_cudnn\", \"aten_flash\"]\nheads = 2\nseqlen = 8";
+    let refused = measure("torch", &format!("{common}{refused}"));
+    assert_all(&refused, "unsupported", 6);
+    assert!(cases(&refused).iter().all(|case| case["reason"].as_str().is_some_and(|said| said.contains("the CPU"))));
+}
+
+#[test]
+fn onnx_runtime_agrees_with_the_oracle() {
+    if python_with(&["numpy", "onnx", "onnxruntime"]).is_none() {
+        return;
+    }
+    let common = "providers = [\"onnxruntime\"]\nhead_dim = 32\ncausal = true\n";
+    let prefill = "kernels = [\"attention\", \"mha\", \"gqa\"]\nheads = 4\nseqlen = 67";
+    assert_all(&measure("onnxruntime", &format!("{common}{prefill}")), "measured", 3);
+    let decode = "kernels = [\"attention\", \"gqa\"]\nheads = \"4:2\"\nphase = \"decode\"\nbatch = 2\nseqlen = \
+                  33\nlayout = \"bhsd\"";
+    assert_all(&measure("onnxruntime", &format!("{common}{decode}")), "measured", 2);
+    let window = "kernels = \"gqa\"\nheads = 2\nseqlen = 50\npattern = \"window:7\"";
+    assert_all(&measure("onnxruntime", &format!("{common}{window}")), "measured", 1);
+    let backward = "kernels = \"attention\"\nheads = 2\nseqlen = 8\nphase = \"backward\"";
+    assert_all(&measure("onnxruntime", &format!("{common}{backward}")), "unsupported", 1);
+}
+
+/// A framework that cannot be imported costs nothing but its cases, and the reason names it and the way out.
+#[test]
+fn a_missing_framework_is_unsupported() {
+    let Some(python) = python_with(&["numpy"]) else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for module in ["torch", "onnxruntime", "onnx"] {
+        let broken = format!("raise ImportError('no {module} here')\n");
+        std::fs::write(folder.path().join(format!("{module}.py")), broken).expect("writing");
+    }
+    let problem = attn_kernels::problem::AttentionProblem::parse_id("softmax/prefill/full/f32/b1/h2:2/q8/k8/d8");
+    let problem = serde_json::to_value(problem.expect("an id")).expect("JSON");
+    for (file, kernel) in [("torch_worker.py", "sdpa"), ("onnxruntime_worker.py", "attention")] {
+        let script = folder.path().join("start.py");
+        let (adapters, adapter) = (root().join("kernels/adapters"), adapter(file));
+        let start = format!(
+            "import runpy, sys\nsys.dont_write_bytecode = True\nsys.path[:0] = [{:?}, {adapters:?}]\nsys.argv = \
+             [{adapter:?}]\nrunpy.run_path({adapter:?}, run_name='__main__')\n",
+            folder.path()
+        );
+        std::fs::write(&script, start).expect("writing");
+        let lines = [
+            request(1, "hello", json!({ "protocol": [1, 0] })),
+            request(2, "kernels", json!({})),
+            request(3, "supports", json!({ "kernel": kernel, "problem": problem, "threads": 1 })),
+            request(4, "prepare", json!({ "kernel": kernel, "problem": problem, "threads": 1 })),
+        ];
+        let answers = talk(&python, &[], &script, &lines);
+        assert_eq!(answers[0]["ok"]["golden_hash"], attn_kernels::input::golden_hash(), "{file}");
+        assert!(answers[1]["ok"]["kernels"].as_array().is_some_and(|kernels| kernels.len() >= 3), "{file}");
+        for answer in &answers[2..] {
+            assert_eq!(answer["error"]["kind"], "unsupported", "{file}: {answer}");
+            let said = answer["error"]["message"].as_str().unwrap_or_default();
+            assert!(said.contains("cannot be imported") && said.contains("ci/peers.sh"), "{file}: {said}");
+        }
+    }
+}
