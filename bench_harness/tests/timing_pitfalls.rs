@@ -7,8 +7,8 @@ mod support;
 use std::time::Instant;
 
 use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
+use attnbench::device::cpu::cache::CacheSizes;
 use attnbench::device::cpu::flush::CacheFlusher;
-use attnbench::device::cpu::memory::CacheSizes;
 use serde_json::Value;
 use support::{attnbench, case, dishonest_provider, record, small_suite};
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{Exit, terminal};
 use crate::case::check_name;
 use crate::compare::Baseline;
-use crate::device::cpu_info::{CpuInfo, slug};
+use crate::device::cpu::info::{CpuInfo, slug};
 use crate::record::file;
 use crate::report::baselines::{self, BaselineSummary};
 use crate::store::baseline::{BaselineName, BaselineStore, DEFAULT_DIRECTORY};

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::{Exit, terminal};
 use crate::compare::{Baseline, Verdict, compare};
-use crate::device::cpu_info::CpuInfo;
+use crate::device::cpu::info::CpuInfo;
 use crate::gate::policy::Policy;
 use crate::record::{Record, file};
 use crate::report::comparison;

@@ -1,7 +1,7 @@
 //! `attnbench devices`: what is found, what is missing and why.
 
 use super::{Exit, terminal};
-use crate::device::cpu_info::CpuInfo;
+use crate::device::cpu::info::CpuInfo;
 use crate::device::{cuda, telemetry::nvml};
 use crate::record::environment;
 use crate::report::devices::{self, Devices, Found};

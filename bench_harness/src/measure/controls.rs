@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::case::Mode;
-use crate::device::cpu::cache_sizes;
+use crate::device::cpu::cache::CacheSizes;
 use crate::record::{ControlKind, ControlResult};
 use crate::suite::PlannedCase;
 use crate::worker::protocol::Control;
@@ -40,7 +40,7 @@ pub fn controls_for(cases: &[PlannedCase]) -> Vec<ControlResult> {
 
 /// One working set for each level that a hot case may live in: half of the level, so that it fits.
 fn hot_working_sets(threads: usize) -> Vec<u64> {
-    let caches = cache_sizes();
+    let caches = CacheSizes::read();
     let private = caches.l2.map(|bytes| bytes * threads as u64 / 2);
     // A virtual machine's share of a very large cache is unknown: a quarter of what is shown, at most 64 MiB.
     let shared = caches.l3.map(|bytes| (bytes / 4).min(64 << 20));

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::device::cpu_info::{CacheKind, CpuInfo};
+use crate::device::cpu::cache::CacheKind;
+use crate::device::cpu::info::CpuInfo;
 
 /// The version of how cases are measured: warm-up, flush, stopping rule, rotation of inputs. Raised whenever a change of
 /// the harness may change the times that it reports.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Style, Tone, printable, units, wrap};
-use crate::device::cpu_info::{CacheKind, CpuInfo};
+use crate::device::cpu::cache::CacheKind;
+use crate::device::cpu::info::CpuInfo;
 use crate::device::cuda::CudaDevice;
 use crate::device::telemetry::nvml::GpuState;
 
@@ -144,7 +145,7 @@ fn missing(name: &str, reason: &Option<String>, style: Style) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu_info::Cache;
+    use crate::device::cpu::cache::Cache;
     use crate::device::{cuda::NoCuda, telemetry::nvml::NoNvml};
 
     fn text(devices: &Devices) -> String {

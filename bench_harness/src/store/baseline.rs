@@ -65,7 +65,7 @@ pub enum StoreError {
 /// The name of a baseline: device and suite.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BaselineName {
-    /// Slug of the device: see [`crate::device::cpu_info::slug`].
+    /// Slug of the device: see [`crate::device::cpu::info::slug`].
     pub device: String,
     /// Name of the suite.
     pub suite: String,

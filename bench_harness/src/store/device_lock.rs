@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::device::cpu_info::slug;
+use crate::device::cpu::info::slug;
 
 /// What the names of all lock files begin with.
 const PREFIX: &str = "attnbench-device-";

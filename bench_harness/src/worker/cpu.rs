@@ -18,7 +18,7 @@ use super::provider::{PreparedCase, Provider};
 use crate::case::Mode;
 use crate::device::cpu::activity::works_on;
 use crate::device::cpu::allocator::{current_bytes, peak_during};
-use crate::device::cpu::{cache_sizes, ceiling, flush::CacheFlusher, memory, thread_pool, usable_cores};
+use crate::device::cpu::{cache::CacheSizes, ceiling, flush::CacheFlusher, memory, thread_pool, usable_cores};
 
 /// Sources whose change makes two builds' timings incomparable: what runs between the two clock readings of a sample.
 const TIMING_SOURCES: [&str; 2] = [include_str!("cpu.rs"), include_str!("../device/cpu/flush.rs")];
@@ -270,7 +270,7 @@ impl PreparedCase for CpuCase {
             if measure.mode == Mode::Cold {
                 let start = Instant::now();
                 let flusher =
-                    flusher.get_or_insert_with(|| CacheFlusher::new(cache_sizes(), pool.current_num_threads()));
+                    flusher.get_or_insert_with(|| CacheFlusher::new(CacheSizes::read(), pool.current_num_threads()));
                 pool.install(|| flusher.flush(&[inputs, outputs]));
                 measured.flush_ns += elapsed_ns(start);
             }

@@ -10,7 +10,7 @@
 use attn_kernels::tensor::TensorSet;
 use rayon::prelude::*;
 
-use super::memory::CacheSizes;
+use super::cache::CacheSizes;
 
 /// A last-level cache up to this size is swept whole.
 const SWEPT_CACHE_BYTES: u64 = 64 << 20;

@@ -2,11 +2,13 @@
 
 pub mod activity;
 pub mod allocator;
+pub mod cache;
 pub mod ceiling;
+mod cgroup;
 pub mod flush;
+pub mod info;
 pub mod memory;
-
-use crate::device::cpu::memory::CacheSizes;
+mod small_file;
 
 /// A rayon pool of exactly `threads` threads.
 pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, String> {
@@ -20,9 +22,4 @@ pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, String> {
 /// CPUs that this process may run on.
 pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The caches of the first CPU, in bytes.
-pub fn cache_sizes() -> CacheSizes {
-    CacheSizes::read()
 }

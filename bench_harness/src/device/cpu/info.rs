@@ -8,6 +8,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::cache::{Cache, CacheKind, caches};
+use super::cgroup;
+use super::small_file::{count_of_list, one_line, read_line};
+
 /// What is known of the CPU and the memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct CpuInfo {
@@ -45,31 +49,6 @@ pub struct CpuInfo {
     pub load_1min: Option<f64>,
 }
 
-/// One cache.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Cache {
-    /// 1 is the nearest.
-    pub level: u32,
-    /// What it holds.
-    pub kind: CacheKind,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Logical CPUs that share it.
-    pub shared_by: usize,
-}
-
-/// What a cache holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CacheKind {
-    /// Data.
-    Data,
-    /// Instructions.
-    Instruction,
-    /// Both.
-    Unified,
-}
-
 impl CpuInfo {
     /// This machine, now.
     pub fn read() -> CpuInfo {
@@ -104,14 +83,14 @@ impl CpuInfo {
             // The kernel's "kB" are 1024 bytes.
             line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
         };
-        let available = [memory("MemAvailable"), cgroup_memory_left(root)].into_iter().flatten().min();
+        let available = [memory("MemAvailable"), cgroup::memory_left(root)].into_iter().flatten().min();
         CpuInfo {
             model: field(&["model name", "Processor", "cpu", "Hardware"])
                 .unwrap_or_else(|| format!("{} CPU", std::env::consts::ARCH)),
             microcode: field(&["microcode"]),
             cores_online,
             cores_usable: cores_online,
-            quota_cores: quota_cores(root),
+            quota_cores: cgroup::quota_cores(root),
             threads_per_core: read_line(&cpu.join("cpu0/topology/thread_siblings_list"))
                 .and_then(|list| count_of_list(&list)),
             numa_nodes: read_line(&root.join("sys/devices/system/node/has_cpu")).and_then(|list| count_of_list(&list)),
@@ -190,109 +169,10 @@ fn instruction_sets() -> Vec<&'static str> {
     known.into_iter().filter(|&(_, there)| there).map(|(name, _)| name).collect()
 }
 
-/// The caches of sysfs's `cache` directory of a CPU, from the nearest on.
-fn caches(directory: &Path) -> Vec<Cache> {
-    let cache = |path: &Path| {
-        let size = read_line(&path.join("size"))?;
-        let (number, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit()).unwrap_or(size.len()));
-        let unit = match unit {
-            "" => 1,
-            "K" => 1 << 10,
-            "M" => 1 << 20,
-            "G" => 1 << 30,
-            _ => return None,
-        };
-        Some(Cache {
-            level: read_line(&path.join("level"))?.parse().ok()?,
-            kind: match read_line(&path.join("type"))?.as_str() {
-                "Data" => CacheKind::Data,
-                "Instruction" => CacheKind::Instruction,
-                _ => CacheKind::Unified,
-            },
-            bytes: number.parse::<u64>().ok()?.checked_mul(unit)?,
-            shared_by: read_line(&path.join("shared_cpu_list")).and_then(|list| count_of_list(&list)).unwrap_or(1),
-        })
-    };
-    // No machine has this many; a hole in the numbers does not hide the rest.
-    let mut caches: Vec<Cache> = (0..16).filter_map(|index| cache(&directory.join(format!("index{index}")))).collect();
-    caches.sort_by_key(|cache| (cache.level, cache.kind == CacheKind::Instruction));
-    caches
-}
-
 /// Whether turbo is allowed, from the driver of the day.
 fn turbo(cpu: &Path) -> Option<bool> {
     let is_one = |path: &str| read_line(&cpu.join(path)).map(|value| value == "1");
     is_one("intel_pstate/no_turbo").map(|off| !off).or_else(|| is_one("cpufreq/boost"))
-}
-
-/// The directories of this process's control group and of its ancestors, innermost first, under a mounted hierarchy.
-///
-/// In a container the path of `/proc/self/cgroup` is often the host's and does not exist: the mount's own root, which is
-/// then the container's group, is always the last.
-fn cgroup_directories(root: &Path, mount: &str, controller: &str) -> Vec<std::path::PathBuf> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let group = groups.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, group) = (parts.next()?, parts.next()?);
-        controllers.split(',').any(|name| name == controller).then(|| group.trim_start_matches('/').to_owned())
-    });
-    let mount = root.join(mount);
-    let inner = mount.join(group.unwrap_or_default());
-    inner.ancestors().take_while(|path| path.starts_with(&mount)).map(Path::to_owned).collect()
-}
-
-/// CPUs' worth of time that control groups grant: the least of all levels.
-fn quota_cores(root: &Path) -> Option<f64> {
-    let number = |text: &str| text.parse::<f64>().ok().filter(|number| *number > 0.0);
-    let v2 = cgroup_directories(root, "sys/fs/cgroup", "").into_iter().filter_map(|directory| {
-        let line = read_line(&directory.join("cpu.max"))?;
-        let (quota, period) = line.split_once(' ')?;
-        Some(number(quota)? / number(period)?)
-    });
-    let v1 = ["sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"].into_iter().flat_map(|mount| {
-        cgroup_directories(root, mount, "cpu").into_iter().filter_map(|directory| {
-            let read = |name: &str| number(&read_line(&directory.join(name))?);
-            Some(read("cpu.cfs_quota_us")? / read("cpu.cfs_period_us")?)
-        })
-    });
-    v2.chain(v1).min_by(f64::total_cmp)
-}
-
-/// Bytes that control groups leave to this process: the least of all levels.
-fn cgroup_memory_left(root: &Path) -> Option<u64> {
-    let left = |directory: &Path, limit: &str, used: &str| {
-        let read = |name: &str| read_line(&directory.join(name))?.parse::<u64>().ok();
-        Some(read(limit)?.saturating_sub(read(used)?))
-    };
-    let v2 = cgroup_directories(root, "sys/fs/cgroup", "")
-        .into_iter()
-        .filter_map(|directory| left(&directory, "memory.max", "memory.current"));
-    let v1 = cgroup_directories(root, "sys/fs/cgroup/memory", "memory")
-        .into_iter()
-        .filter_map(|directory| left(&directory, "memory.limit_in_bytes", "memory.usage_in_bytes"));
-    v2.chain(v1).min()
-}
-
-/// CPUs of a list such as `0-3,8,10-11`.
-fn count_of_list(list: &str) -> Option<usize> {
-    let mut count = 0usize;
-    for range in list.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
-    }
-    Some(count)
-}
-
-/// The first line of a small file, trimmed, where it has one.
-fn read_line(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    Some(one_line(text.lines().next()?)).filter(|line| !line.is_empty())
-}
-
-/// A text with runs of spaces made one, trimmed and without control characters.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace(|c: char| c.is_control(), "")
 }
 
 #[cfg(test)]
@@ -418,13 +298,5 @@ mod tests {
         }
         let long = slug(&"ab-".repeat(100));
         assert!(long.len() <= 64 && !long.ends_with('-'), "{long}");
-    }
-
-    #[test]
-    fn cpu_lists() {
-        for (list, count) in [("0", Some(1)), ("0-3,8,10-11", Some(7)), ("", None), ("1-0", None), ("a", None)] {
-            assert_eq!(count_of_list(list), count, "{list}");
-        }
-        assert_eq!(count_of_list(&format!("0-{}", usize::MAX)), None);
     }
 }
