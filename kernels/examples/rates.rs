@@ -11,7 +11,7 @@ use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::kernel::PlanContext;
 use attn_kernels::pattern::Visibility;
-use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Layout, Pattern, Phase};
 use attn_kernels::tensor::{ElementType, Tensor};
 use rayon::prelude::*;
 
@@ -93,7 +93,7 @@ fn best_seconds<T>(calls: usize, mut call: impl FnMut() -> T) -> f64 {
 
 fn cases() -> Vec<(&'static str, AttentionProblem)> {
     let prefill = |heads, n, d| AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, heads, (n, n), d);
-    let decode = |dtype, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, (32, 8), (1, k), 128);
+    let decode = |dtype, heads, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, heads, (1, k), 128);
     let causal = |problem| AttentionProblem { causal: true, ..problem };
     let window = |problem| AttentionProblem { pattern: Pattern::Window { left: 255, right: 0 }, ..problem };
     let paged = |problem| AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem };
@@ -111,11 +111,14 @@ fn cases() -> Vec<(&'static str, AttentionProblem)> {
         ("split_kv", AttentionProblem::softmax(Phase::Append, Dtype::F32, 1, (32, 8), (64, 4096), 128)),
     ];
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        cases.push(("split_kv", decode(dtype, 8192)));
-        cases.push(("split_kv", decode(dtype, 65536)));
-        cases.push(("paged", paged(decode(dtype, 65536))));
+        cases.push(("split_kv", decode(dtype, (32, 8), 8192)));
+        cases.push(("split_kv", decode(dtype, (32, 8), 65536)));
+        cases.push(("split_kv", decode(dtype, (32, 32), 65536)));
+        cases.push(("split_kv", decode(dtype, (32, 1), 65536)));
+        cases.push(("paged", paged(decode(dtype, (32, 8), 65536))));
     }
-    cases.push(("split_kv", AttentionProblem::softmax(Phase::Decode, Dtype::F32, 1, (8, 8), (1, 65536), 128)));
+    let bhsd = AttentionProblem { layout: Layout::Bhsd, ..decode(Dtype::F32, (32, 8), 65536) };
+    cases.push(("split_kv", bhsd));
     cases
 }
 
@@ -130,7 +133,7 @@ fn main() {
     for (name, problem) in cases() {
         let lengths = (problem.lengths_q()[0], problem.lengths_kv()[0]);
         let label = format!(
-            "{name} {} {}{} {} {}:{} q{} k{} d{}",
+            "{name} {} {}{} {} {}:{} q{} k{} d{}{}",
             problem.phase.name(),
             problem.pattern.name(),
             if problem.causal { "+causal" } else { "" },
@@ -139,7 +142,8 @@ fn main() {
             problem.heads_kv,
             lengths.0,
             lengths.1,
-            problem.head_dim_qk
+            problem.head_dim_qk,
+            if problem.layout == Layout::Bhsd { " bhsd" } else { "" }
         );
         if !label.contains(&filter) {
             continue;

@@ -127,7 +127,11 @@ impl Gemm<'_> {
                 }
             }
             for k in 0..self.k {
-                let b_row: [S::V; NV] = std::array::from_fn(|v| S::load(b.add((k * NV + v) * S::LANES)));
+                // No closure: it would be compiled without the instruction set.
+                let mut b_row = [S::splat(0.0); NV];
+                for v in 0..NV {
+                    b_row[v] = S::load(b.add((k * NV + v) * S::LANES));
+                }
                 for r in 0..ROWS {
                     let x = S::splat(*a.add(r * self.lda + k));
                     for v in 0..NV {
