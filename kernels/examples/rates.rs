@@ -15,24 +15,38 @@ use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Layout, Pattern, 
 use attn_kernels::tensor::{ElementType, Tensor};
 use rayon::prelude::*;
 
-/// 24 independent chains of FMAs: more than latency times ports on any CPU.
-struct FmaLoop {
+/// Twelve independent chains of FMAs, more than latency times ports on any CPU, whose operands change from step to step and
+/// lane to lane: on equal or constant operands many CPUs draw less power and run at a higher clock than any real product.
+struct FmaLoop<'a> {
     steps: usize,
+    /// (8, LANES), between -1 and 1.
+    operands: &'a [f32],
 }
 
-impl Task for FmaLoop {
+impl Task for FmaLoop<'_> {
     type Output = f32;
 
     #[inline(always)]
     fn run<S: Simd>(self) -> f32 {
-        let (x, y) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
+        let mut operands = [S::splat(0.0); 8];
+        for (operand, lanes) in operands.iter_mut().zip(self.operands.chunks_exact(S::LANES)) {
+            // SAFETY: a chunk has LANES elements.
+            *operand = unsafe { S::load(lanes.as_ptr()) };
+        }
         let mut chains = [S::splat(black_box(0.5)); 12];
-        for _ in 0..self.steps {
-            for chain in &mut chains {
-                *chain = S::fma(*chain, x, y);
+        for _ in 0..self.steps / 4 {
+            for step in 0..4 {
+                for chain in 0..12 {
+                    let (x, y) = (operands[(chain + step) % 4], operands[4 + (chain + step) % 4]);
+                    chains[chain] = S::fma(chains[chain], x, y);
+                }
             }
         }
-        chains.into_iter().map(S::sum).sum()
+        let mut total = 0.0;
+        for chain in chains {
+            total += S::sum(chain);
+        }
+        total
     }
 }
 
@@ -40,7 +54,11 @@ impl Task for FmaLoop {
 fn fma_rate() -> f64 {
     let (isa, steps) = (Isa::best(), 2_000_000);
     let flops = (2 * 12 * steps * isa.lanes() * rayon::current_num_threads()) as f64;
-    flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps }))))
+    let operands: Vec<f32> = (0..8 * isa.lanes() as u64)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        .collect();
+    let operands = black_box(operands.as_slice());
+    flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps, operands }))))
 }
 
 /// Sums of vectors, sixteen at a time.

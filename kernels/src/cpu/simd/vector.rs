@@ -19,6 +19,10 @@ pub unsafe trait Simd: Copy {
     const LANES: usize;
     /// Rows of the largest register block that [`super::gemm`] holds with two vectors a row.
     const BLOCK_ROWS: usize;
+    /// Vectors of a panel of packed columns.
+    const PANEL_VECTORS: usize;
+    /// Rows of the largest register block that [`super::gemm`] holds with a panel's vectors a row.
+    const PANEL_ROWS: usize;
     /// A vector.
     type V: Copy;
 
@@ -124,6 +128,8 @@ pub(super) struct Portable;
 unsafe impl Simd for Portable {
     const LANES: usize = 4;
     const BLOCK_ROWS: usize = 4;
+    const PANEL_VECTORS: usize = 2;
+    const PANEL_ROWS: usize = 4;
     type V = [f32; 4];
 
     #[inline(always)]
@@ -225,6 +231,8 @@ macro_rules! lane_wise {
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const BLOCK_ROWS: usize = 6;
+    const PANEL_VECTORS: usize = 2;
+    const PANEL_ROWS: usize = 6;
     type V = __m256;
 
     lane_wise! {
@@ -314,6 +322,8 @@ unsafe impl Simd for Avx2 {
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const BLOCK_ROWS: usize = 12;
+    const PANEL_VECTORS: usize = 4;
+    const PANEL_ROWS: usize = 6;
     type V = __m512;
 
     lane_wise! {
