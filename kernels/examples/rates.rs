@@ -11,28 +11,42 @@ use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::kernel::PlanContext;
 use attn_kernels::pattern::Visibility;
-use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Layout, Pattern, Phase};
 use attn_kernels::tensor::{ElementType, Tensor};
 use rayon::prelude::*;
 
-/// 24 independent chains of FMAs: more than latency times ports on any CPU.
-struct FmaLoop {
+/// Twelve independent chains of FMAs, more than latency times ports on any CPU, whose operands change from step to step and
+/// lane to lane: on equal or constant operands many CPUs draw less power and run at a higher clock than any real product.
+struct FmaLoop<'a> {
     steps: usize,
+    /// (8, LANES), between -1 and 1.
+    operands: &'a [f32],
 }
 
-impl Task for FmaLoop {
+impl Task for FmaLoop<'_> {
     type Output = f32;
 
     #[inline(always)]
     fn run<S: Simd>(self) -> f32 {
-        let (x, y) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
+        let mut operands = [S::splat(0.0); 8];
+        for (operand, lanes) in operands.iter_mut().zip(self.operands.chunks_exact(S::LANES)) {
+            // SAFETY: a chunk has LANES elements.
+            *operand = unsafe { S::load(lanes.as_ptr()) };
+        }
         let mut chains = [S::splat(black_box(0.5)); 12];
-        for _ in 0..self.steps {
-            for chain in &mut chains {
-                *chain = S::fma(*chain, x, y);
+        for _ in 0..self.steps / 4 {
+            for step in 0..4 {
+                for chain in 0..12 {
+                    let (x, y) = (operands[(chain + step) % 4], operands[4 + (chain + step) % 4]);
+                    chains[chain] = S::fma(chains[chain], x, y);
+                }
             }
         }
-        chains.into_iter().map(S::sum).sum()
+        let mut total = 0.0;
+        for chain in chains {
+            total += S::sum(chain);
+        }
+        total
     }
 }
 
@@ -40,7 +54,11 @@ impl Task for FmaLoop {
 fn fma_rate() -> f64 {
     let (isa, steps) = (Isa::best(), 2_000_000);
     let flops = (2 * 12 * steps * isa.lanes() * rayon::current_num_threads()) as f64;
-    flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps }))))
+    let operands: Vec<f32> = (0..8 * isa.lanes() as u64)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        .collect();
+    let operands = black_box(operands.as_slice());
+    flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps, operands }))))
 }
 
 /// Sums of vectors, sixteen at a time.
@@ -93,7 +111,7 @@ fn best_seconds<T>(calls: usize, mut call: impl FnMut() -> T) -> f64 {
 
 fn cases() -> Vec<(&'static str, AttentionProblem)> {
     let prefill = |heads, n, d| AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, heads, (n, n), d);
-    let decode = |dtype, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, (32, 8), (1, k), 128);
+    let decode = |dtype, heads, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, heads, (1, k), 128);
     let causal = |problem| AttentionProblem { causal: true, ..problem };
     let window = |problem| AttentionProblem { pattern: Pattern::Window { left: 255, right: 0 }, ..problem };
     let paged = |problem| AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem };
@@ -111,11 +129,14 @@ fn cases() -> Vec<(&'static str, AttentionProblem)> {
         ("split_kv", AttentionProblem::softmax(Phase::Append, Dtype::F32, 1, (32, 8), (64, 4096), 128)),
     ];
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        cases.push(("split_kv", decode(dtype, 8192)));
-        cases.push(("split_kv", decode(dtype, 65536)));
-        cases.push(("paged", paged(decode(dtype, 65536))));
+        cases.push(("split_kv", decode(dtype, (32, 8), 8192)));
+        cases.push(("split_kv", decode(dtype, (32, 8), 65536)));
+        cases.push(("split_kv", decode(dtype, (32, 32), 65536)));
+        cases.push(("split_kv", decode(dtype, (32, 1), 65536)));
+        cases.push(("paged", paged(decode(dtype, (32, 8), 65536))));
     }
-    cases.push(("split_kv", AttentionProblem::softmax(Phase::Decode, Dtype::F32, 1, (8, 8), (1, 65536), 128)));
+    let bhsd = AttentionProblem { layout: Layout::Bhsd, ..decode(Dtype::F32, (32, 8), 65536) };
+    cases.push(("split_kv", bhsd));
     cases
 }
 
@@ -130,7 +151,7 @@ fn main() {
     for (name, problem) in cases() {
         let lengths = (problem.lengths_q()[0], problem.lengths_kv()[0]);
         let label = format!(
-            "{name} {} {}{} {} {}:{} q{} k{} d{}",
+            "{name} {} {}{} {} {}:{} q{} k{} d{}{}",
             problem.phase.name(),
             problem.pattern.name(),
             if problem.causal { "+causal" } else { "" },
@@ -139,7 +160,8 @@ fn main() {
             problem.heads_kv,
             lengths.0,
             lengths.1,
-            problem.head_dim_qk
+            problem.head_dim_qk,
+            if problem.layout == Layout::Bhsd { " bhsd" } else { "" }
         );
         if !label.contains(&filter) {
             continue;

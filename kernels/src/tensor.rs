@@ -476,6 +476,11 @@ impl Rows {
         self.token_stride
     }
 
+    /// Elements between the rows of neighbouring heads of a token.
+    pub fn head_stride(&self) -> usize {
+        self.head_stride
+    }
+
     /// Tokens a page, where paged.
     pub fn page_size(&self) -> Option<usize> {
         self.pages.as_ref().map(|pages| pages.page_size)

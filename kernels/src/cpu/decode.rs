@@ -22,7 +22,7 @@ use super::schedule::for_each_task;
 use super::score::alibi_slopes;
 use super::simd::Isa;
 use super::simd::pack::widen_row;
-use super::simd::stream;
+use super::simd::stream::{self, StoredRows};
 use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
@@ -32,7 +32,7 @@ use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 /// Rows of a KV head up to which K and V are streamed.
 const STREAM_ROWS: usize = 16;
 /// Keys a block when streaming: the block's K and V of one head fit the first-level cache.
-const STREAM_KEYS: usize = 32;
+const STREAM_KEYS: usize = 64;
 /// Rows a tile otherwise.
 const TILE_ROWS: usize = 192;
 /// Keys a block otherwise.
@@ -84,6 +84,7 @@ struct Scratch {
     rows: Vec<Row>,
     key_offsets: Vec<usize>,
     value_offsets: Vec<usize>,
+    next_offsets: Vec<usize>,
     queries: Tensor,
     scores: Tensor,
     packed: Tensor,
@@ -144,7 +145,7 @@ impl DecodePlan {
         };
         // Tasks that exist without splitting.
         let tiles = (longest * group).div_ceil(TILE_ROWS).max(1) * problem.heads_kv;
-        let unsplit = if streams { problem.batch } else { problem.batch * tiles };
+        let unsplit = if streams { problem.batch * problem.heads_kv / layout.stream_heads() } else { problem.batch * tiles };
         let mut partial = 0;
         for (&len_q, &len_kv) in lengths_q.iter().zip(&lengths_kv) {
             partial += layout.add_sequence(len_q, len_kv, WANTED_TASKS.div_ceil(unsplit.max(1)), partial);
@@ -152,8 +153,7 @@ impl DecodePlan {
         layout.tasks.sort_by_cached_key(|task| std::cmp::Reverse(task.keys.len() * task.rows.len()));
         let rows = if streams { longest * group * problem.heads_kv } else { TILE_ROWS };
         let block = if streams { STREAM_KEYS } else { BLOCK_KEYS };
-        let scratch_rows = if streams { longest * group } else { TILE_ROWS };
-        let (queries, scores) = (rows * isa.pad(dim_qk), scratch_rows * block);
+        let (queries, scores) = (rows * isa.pad(dim_qk), rows * block);
         let packed = if streams { 0 } else { layout.packer.block_elements() };
         let threads = context.threads.max(1);
         context.check_workspace(
@@ -162,7 +162,8 @@ impl DecodePlan {
         let scratch = || Scratch {
             rows: Vec::with_capacity(rows),
             key_offsets: vec![0; block],
-            value_offsets: vec![0; block],
+            value_offsets: Vec::with_capacity(block),
+            next_offsets: Vec::with_capacity(block),
             queries: f32s(queries),
             scores: f32s(scores),
             packed: f32s(packed),
@@ -196,7 +197,10 @@ impl Layout {
             let sequence = self.sequences.len();
             let partial = partial + index * heads_kv * rows;
             if self.streams {
-                self.tasks.push(SplitTask { sequence, heads: 0..heads_kv, rows: 0..rows, keys, partial });
+                for first in (0..heads_kv).step_by(self.stream_heads()) {
+                    let heads = first..(first + self.stream_heads()).min(heads_kv);
+                    self.tasks.push(SplitTask { sequence, heads, rows: 0..rows, keys: keys.clone(), partial });
+                }
                 continue;
             }
             for head in 0..heads_kv {
@@ -209,6 +213,11 @@ impl Layout {
         }
         self.sequences.push(Sequence { key_ranges, offset: visibility.query_offset, partial, splits });
         splits * heads_kv * rows
+    }
+
+    /// KV heads that a streaming task takes together: all of them where the heads of a token lie side by side, else one.
+    fn stream_heads(&self) -> usize {
+        if self.rows_k.head_stride() <= self.rows_k.token_stride() { self.problem.heads_kv } else { 1 }
     }
 
     /// Row `row` of KV head `head`.
@@ -238,40 +247,45 @@ impl Layout {
 
     /// One split of a sequence, all KV heads, K and V streamed.
     fn stream(&self, task: &SplitTask, call: &Call<'_>, partials: &Partials, scratch: &mut Scratch) {
-        let (dim_qk, dim_v, isa) = (self.problem.head_dim_qk, self.problem.head_dim_v, self.isa);
+        let (dim_qk, isa) = (self.problem.head_dim_qk, self.isa);
         let padded = isa.pad(dim_qk);
         let queries = scratch.queries.as_mut_slice::<f32>();
         self.load(task, call, padded, &mut scratch.rows, queries);
         let count = task.rows.len();
+        let (keys, head, heads) = (task.keys.clone(), task.heads.start, task.heads.len());
         // SAFETY: each split has its own partial rows.
-        let (max, sum, out) = unsafe { partials.rows(task.partial, task.heads.len() * count, self.dim_v) };
+        let (max, sum, out) = unsafe { partials.rows(task.partial + head * count, heads * count, self.dim_v) };
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
         out.fill(0.0);
-        for first in task.keys.clone().step_by(STREAM_KEYS) {
-            let len = STREAM_KEYS.min(task.keys.end - first);
+        let starts = |rows: &Rows, first: usize, offsets: &mut Vec<usize>| {
+            offsets.clear();
+            let end = keys.end.min(first + STREAM_KEYS);
+            offsets.extend((first..end).map(|token| rows.offset(task.sequence, head, token)));
+        };
+        starts(&self.rows_k, keys.start, &mut scratch.next_offsets);
+        for first in keys.clone().step_by(STREAM_KEYS) {
+            std::mem::swap(&mut scratch.key_offsets, &mut scratch.next_offsets);
+            let next = first + STREAM_KEYS;
+            starts(&self.rows_v, first, &mut scratch.value_offsets);
+            starts(&self.rows_k, next.min(keys.end), &mut scratch.next_offsets);
+            let len = scratch.key_offsets.len();
             let width = isa.pad(len);
-            for head in task.heads.clone() {
-                for token in 0..len {
-                    scratch.key_offsets[token] = self.rows_k.offset(task.sequence, head, first + token);
-                    scratch.value_offsets[token] = self.rows_v.offset(task.sequence, head, first + token);
+            let key_rows = stored_rows(call.k, &self.rows_k, heads, &scratch.key_offsets);
+            let value_rows = stored_rows(call.v, &self.rows_v, heads, &scratch.value_offsets);
+            let next_rows = stored_rows(call.k, &self.rows_k, heads, &scratch.next_offsets);
+            let scores = &mut scratch.scores.as_mut_slice::<f32>()[..heads * count * width];
+            stream::scores(isa, &queries[..heads * count * padded], key_rows, Some(&value_rows), scores, width);
+            for (index, row) in scratch.rows.iter().enumerate() {
+                let seen = local(&call.rules.cut(&row.keys), first, len);
+                let scores = &mut scores[index * width..(index + 1) * width];
+                let (max, sum) = (&mut max[index], &mut sum[index]);
+                let scale = absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
+                if let Some(scale) = scale {
+                    scale_in_place(isa, &mut out[index * self.dim_v..(index + 1) * self.dim_v], scale);
                 }
-                let queries = &queries[head * count * padded..(head + 1) * count * padded];
-                let scores = &mut scratch.scores.as_mut_slice::<f32>()[..count * width];
-                let out = &mut out[head * count * self.dim_v..(head + 1) * count * self.dim_v];
-                stream::scores(isa, queries, dim_qk, call.k, &scratch.key_offsets[..len], scores, width);
-                for index in 0..count {
-                    let row = &scratch.rows[head * count + index];
-                    let seen = local(&call.rules.cut(&row.keys), first, len);
-                    let scores = &mut scores[index * width..(index + 1) * width];
-                    let (max, sum) = (&mut max[head * count + index], &mut sum[head * count + index]);
-                    let scale = absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
-                    if let Some(scale) = scale {
-                        scale_in_place(isa, &mut out[index * self.dim_v..(index + 1) * self.dim_v], scale);
-                    }
-                }
-                stream::accumulate(isa, scores, width, call.v, &scratch.value_offsets[..len], dim_v, out);
             }
+            stream::accumulate(isa, scores, width, value_rows, Some(&next_rows), out);
         }
     }
 
@@ -343,6 +357,11 @@ impl Layout {
             }
         }
     }
+}
+
+/// Rows of `heads` heads; `offsets` are those of the first.
+fn stored_rows<'a>(tensor: &'a Tensor, rows: &Rows, heads: usize, offsets: &'a [usize]) -> StoredRows<'a> {
+    StoredRows { tensor, offsets, heads, head_stride: rows.head_stride(), dim: rows.dim }
 }
 
 /// The partial results, which threads write at rows of their own.

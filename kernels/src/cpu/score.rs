@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::rows::Row;
-use super::simd::exp::tanh;
+use super::simd::exp::{load_padded, store_padded, tanh};
 use super::simd::{Isa, Simd, Task};
 use crate::problem::{AttentionProblem, Bias};
 use crate::tensor::{ElementType, Float, Tensor, TensorName, TensorSet};
@@ -120,17 +120,11 @@ impl Task for Softcap<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let (cap, inverse) = (S::splat(self.cap), S::splat(1.0 / self.cap));
-        let one = |x| S::mul(cap, tanh::<S>(S::mul(x, inverse)));
-        let mut chunks = self.scores.chunks_exact_mut(S::LANES);
-        for chunk in &mut chunks {
-            // SAFETY: a chunk has LANES elements.
-            unsafe { S::store(chunk.as_mut_ptr(), one(S::load(chunk.as_ptr()))) };
+        for start in (0..self.scores.len()).step_by(S::LANES) {
+            let chunk = &mut self.scores[start..];
+            let count = chunk.len().min(S::LANES);
+            let x = load_padded::<S>(chunk);
+            store_padded::<S>(S::mul(cap, tanh::<S>(S::mul(x, inverse))), &mut chunk[..count]);
         }
-        let tail = chunks.into_remainder();
-        let mut lanes = [0f32; 16];
-        lanes[..tail.len()].copy_from_slice(tail);
-        // SAFETY: no vector has more than 16 lanes.
-        unsafe { S::store(lanes.as_mut_ptr(), one(S::load(lanes.as_ptr()))) };
-        tail.copy_from_slice(&lanes[..tail.len()]);
     }
 }

@@ -66,19 +66,41 @@ impl Task for Map<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let mut chunks = self.values.chunks_exact_mut(S::LANES);
-        let one = |x| if self.is_tanh { tanh::<S>(x) } else { exp::<S>(x) };
-        for chunk in &mut chunks {
-            // SAFETY: a chunk has LANES elements.
-            unsafe { S::store(chunk.as_mut_ptr(), one(S::load(chunk.as_ptr()))) };
+        for start in (0..self.values.len()).step_by(S::LANES) {
+            let chunk = &mut self.values[start..];
+            let count = chunk.len().min(S::LANES);
+            // No closure: it would be compiled without the instruction set.
+            let x = load_padded::<S>(chunk);
+            let result = if self.is_tanh { tanh::<S>(x) } else { exp::<S>(x) };
+            store_padded::<S>(result, &mut chunk[..count]);
         }
-        let tail = chunks.into_remainder();
-        let mut lanes = [0f32; super::vector::MAX_LANES];
-        lanes[..tail.len()].copy_from_slice(tail);
-        // SAFETY: the buffer has at least LANES elements.
-        unsafe { S::store(lanes.as_mut_ptr(), one(S::load(lanes.as_ptr()))) };
-        tail.copy_from_slice(&lanes[..tail.len()]);
     }
+}
+
+/// The first LANES elements, zeros where there are fewer.
+#[inline(always)]
+pub(crate) fn load_padded<S: Simd>(from: &[f32]) -> S::V {
+    if from.len() >= S::LANES {
+        // SAFETY: LANES elements are there.
+        return unsafe { S::load(from.as_ptr()) };
+    }
+    let mut lanes = [0f32; super::vector::MAX_LANES];
+    lanes[..from.len()].copy_from_slice(from);
+    // SAFETY: the buffer has at least LANES elements.
+    unsafe { S::load(lanes.as_ptr()) }
+}
+
+/// Stores as many lanes as `to` has elements, at most LANES.
+#[inline(always)]
+pub(crate) fn store_padded<S: Simd>(x: S::V, to: &mut [f32]) {
+    if to.len() == S::LANES {
+        // SAFETY: LANES elements are there.
+        return unsafe { S::store(to.as_mut_ptr(), x) };
+    }
+    let mut lanes = [0f32; super::vector::MAX_LANES];
+    // SAFETY: the buffer has at least LANES elements.
+    unsafe { S::store(lanes.as_mut_ptr(), x) };
+    to.copy_from_slice(&lanes[..to.len()]);
 }
 
 /// [`exp`] of every element, in place.

@@ -1,14 +1,15 @@
 //! C (+)= A B with B packed in panels, blocked in registers.
 //!
-//! The loop order is that of Goto and van de Geijn (2008): a panel of B (depth x two vectors) stays in the first-level
-//! cache while the rows of A pass by in blocks of [`Simd::BLOCK_ROWS`], whose C block stays in registers: 12 x 2 vectors
-//! of 32 registers with AVX-512, 6 x 2 of 16 with AVX2. Callers block the depth.
+//! The loop order is that of Goto and van de Geijn (2008): a panel of B (depth x [`Simd::PANEL_VECTORS`] vectors) stays in
+//! the first-level cache while the rows of A pass by in blocks of [`Simd::PANEL_ROWS`], whose C block stays in registers:
+//! 6 x 4 vectors of 32 registers with AVX-512, 6 x 2 of 16 with AVX2: six rows, whose addresses are then registers, and as
+//! few loads an FMA as the registers allow. Callers block the depth.
 
 use super::isa::{Isa, Task};
 use super::vector::Simd;
 
 /// A packed B of `depth` rows: panels of [`Isa::panel`] columns, each a contiguous (depth, panel) array. The columns are a
-/// multiple of [`Isa::lanes`]; where one vector remains for the last panel, that one is (depth, lanes).
+/// multiple of [`Isa::lanes`]; where fewer vectors remain for the last panel, that one is (depth, what remains).
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
     /// Panels one after another.
@@ -80,16 +81,17 @@ impl Task for Gemm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        let panel = 2 * S::LANES;
+        let panel = S::PANEL_VECTORS * S::LANES;
         for column in (0..self.n).step_by(panel) {
             let width = panel.min(self.n - column);
             // SAFETY: `gemm_at` has checked the bounds of the whole product.
             unsafe {
                 let b = self.b.data.as_ptr().add(column / panel * self.b.panel_stride + self.first_row * width);
-                if width == panel {
-                    self.column::<S, 2>(column, b);
-                } else {
-                    self.column::<S, 1>(column, b);
+                match width / S::LANES {
+                    4 => self.column::<S, 4>(column, b),
+                    3 => self.column::<S, 3>(column, b),
+                    2 => self.column::<S, 2>(column, b),
+                    _ => self.column::<S, 1>(column, b),
                 }
             }
         }
@@ -99,17 +101,20 @@ impl Task for Gemm<'_> {
 impl Gemm<'_> {
     #[inline(always)]
     unsafe fn column<S: Simd, const NV: usize>(&mut self, column: usize, b: *const f32) {
+        if NV > S::PANEL_VECTORS {
+            return;
+        }
         let mut row = 0;
         macro_rules! blocks {
             ($($rows:literal)+) => {$(
-                while S::BLOCK_ROWS >= $rows && self.m - row >= $rows {
+                while S::PANEL_ROWS >= $rows && self.m - row >= $rows {
                     // SAFETY: the rows exist, and `gemm_at` has checked the bounds.
                     unsafe { self.block::<S, $rows, NV>(row, column, b) };
                     row += $rows;
                 }
             )+};
         }
-        blocks!(12 8 6 4 2 1);
+        blocks!(6 4 3 2 1);
     }
 
     #[inline(always)]
@@ -127,7 +132,11 @@ impl Gemm<'_> {
                 }
             }
             for k in 0..self.k {
-                let b_row: [S::V; NV] = std::array::from_fn(|v| S::load(b.add((k * NV + v) * S::LANES)));
+                // No closure: it would be compiled without the instruction set.
+                let mut b_row = [S::splat(0.0); NV];
+                for v in 0..NV {
+                    b_row[v] = S::load(b.add((k * NV + v) * S::LANES));
+                }
                 for r in 0..ROWS {
                     let x = S::splat(*a.add(r * self.lda + k));
                     for v in 0..NV {

@@ -74,9 +74,15 @@ impl Isa {
         }
     }
 
-    /// Columns of a packed panel: two vectors.
+    /// Columns of a packed panel.
     pub fn panel(self) -> usize {
-        2 * self.lanes()
+        match self.0 {
+            Kind::Portable => Portable::PANEL_VECTORS * Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Avx2::PANEL_VECTORS * Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Avx512::PANEL_VECTORS * Avx512::LANES,
+        }
     }
 
     /// `n` rounded up to whole vectors.

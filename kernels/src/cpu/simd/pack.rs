@@ -98,7 +98,7 @@ impl<T: Stored> Task for PackColumns<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let panel = 2 * S::LANES;
+        let panel = S::PANEL_VECTORS * S::LANES;
         let mut out = self.out;
         for offsets in self.offsets.chunks(panel) {
             let width = offsets.len().next_multiple_of(S::LANES);
@@ -133,7 +133,7 @@ impl<T: Stored> Task for PackRows<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let panel = 2 * S::LANES;
+        let panel = S::PANEL_VECTORS * S::LANES;
         for start in (0..self.dim).step_by(panel) {
             let used = panel.min(self.dim - start);
             let width = used.next_multiple_of(S::LANES);

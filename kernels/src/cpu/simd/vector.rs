@@ -19,6 +19,10 @@ pub unsafe trait Simd: Copy {
     const LANES: usize;
     /// Rows of the largest register block that [`super::gemm`] holds with two vectors a row.
     const BLOCK_ROWS: usize;
+    /// Vectors of a panel of packed columns.
+    const PANEL_VECTORS: usize;
+    /// Rows of the largest register block that [`super::gemm`] holds with a panel's vectors a row.
+    const PANEL_ROWS: usize;
     /// A vector.
     type V: Copy;
 
@@ -124,6 +128,8 @@ pub(super) struct Portable;
 unsafe impl Simd for Portable {
     const LANES: usize = 4;
     const BLOCK_ROWS: usize = 4;
+    const PANEL_VECTORS: usize = 2;
+    const PANEL_ROWS: usize = 4;
     type V = [f32; 4];
 
     #[inline(always)]
@@ -225,6 +231,8 @@ macro_rules! lane_wise {
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const BLOCK_ROWS: usize = 6;
+    const PANEL_VECTORS: usize = 2;
+    const PANEL_ROWS: usize = 6;
     type V = __m256;
 
     lane_wise! {
@@ -287,8 +295,10 @@ unsafe impl Simd for Avx2 {
     fn sum4(v: [Self::V; 4]) -> [f32; 4] {
         // SAFETY: the instruction set was checked, and four floats have the size of __m128.
         unsafe {
-            let [a, b, c, d] = v.map(|v| _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)));
-            std::mem::transmute(_mm_hadd_ps(_mm_hadd_ps(a, b), _mm_hadd_ps(c, d)))
+            let (ab, cd) = (_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+            let halves = _mm256_hadd_ps(ab, cd);
+            let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            std::mem::transmute(sums)
         }
     }
     #[inline(always)]
@@ -312,6 +322,8 @@ unsafe impl Simd for Avx2 {
 unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const BLOCK_ROWS: usize = 12;
+    const PANEL_VECTORS: usize = 4;
+    const PANEL_ROWS: usize = 6;
     type V = __m512;
 
     lane_wise! {
@@ -368,11 +380,27 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     fn sum4(v: [Self::V; 4]) -> [f32; 4] {
-        // SAFETY: the instruction set, of which AVX2 is a part, was checked.
-        Avx2::sum4(v.map(|v| unsafe {
-            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
-            _mm256_add_ps(_mm512_castps512_ps256(v), upper)
-        }))
+        // Each step adds neighbours of two vectors: 128-bit parts of a and b, then pairs, then single lanes.
+        // SAFETY: the instruction set was checked, and four floats have the size of __m128.
+        unsafe {
+            let ab = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(v[0], v[1]),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(v[0], v[1]),
+            );
+            let cd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(v[2], v[3]),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(v[2], v[3]),
+            );
+            // (a, b, c, d), 128 bits each.
+            let abcd = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd),
+            );
+            let pairs = _mm512_add_ps(abcd, _mm512_permute_ps::<0b01_00_11_10>(abcd));
+            let single = _mm512_add_ps(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
+            let index = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            std::mem::transmute(_mm512_castps512_ps128(_mm512_permutexvar_ps(index, single)))
+        }
     }
     #[inline(always)]
     fn largest(v: Self::V) -> f32 {
