@@ -27,8 +27,9 @@ pip() { "$python" -m pip --disable-pip-version-check install --quiet "$@"; }
 
 pip "numpy>=2" "${onnx[@]}"
 if [ $is_lean = yes ]; then
-    pip --no-deps "$torch" "${cuda_runtime[@]}"
+    # What `import torch` needs comes first: after torch, pip would complain about all that is left out on purpose.
     pip filelock typing-extensions sympy networkx jinja2 fsspec
+    pip --no-deps "$torch" "${cuda_runtime[@]}"
     ci/stub_cuda.sh "$($python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')/lib"
 else
     pip "$torch"
