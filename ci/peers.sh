@@ -9,6 +9,10 @@
 # ci/stub_cuda.sh stands in for the rest (download 0.6 GB instead of some 3 GB, 1.5 GB on disk). That takes a C compiler
 # and binutils; where they are missing, and with --gpu, PyTorch is installed with all that it asks for.
 set -euo pipefail
+case "${1-}" in
+'' | --gpu) ;;
+*) echo "usage: ci/peers.sh [--gpu]" >&2 && exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 
 torch=torch==2.15.0
