@@ -9,6 +9,10 @@
 # ci/stub_cuda.sh stands in for the rest (download 0.6 GB instead of some 3 GB, 1.5 GB on disk). That takes a C compiler
 # and binutils; where they are missing, and with --gpu, PyTorch is installed with all that it asks for.
 set -euo pipefail
+case "${1-}" in
+'' | --gpu) ;;
+*) echo "usage: ci/peers.sh [--gpu]" >&2 && exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 
 torch=torch==2.15.0
@@ -27,8 +31,9 @@ pip() { "$python" -m pip --disable-pip-version-check install --quiet "$@"; }
 
 pip "numpy>=2" "${onnx[@]}"
 if [ $is_lean = yes ]; then
-    pip --no-deps "$torch" "${cuda_runtime[@]}"
+    # What `import torch` needs comes first: after torch, pip would complain about all that is left out on purpose.
     pip filelock typing-extensions sympy networkx jinja2 fsspec
+    pip --no-deps "$torch" "${cuda_runtime[@]}"
     ci/stub_cuda.sh "$($python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')/lib"
 else
     pip "$torch"

@@ -20,19 +20,21 @@ fn adapter(file: &str) -> PathBuf {
     root().join("kernels/adapters").join(file)
 }
 
-/// A Python in which these modules can be imported; None, with a word why, where there is none.
+/// The Python that `--provider torch` is run with here, where these modules can be imported in it; None, with a word why,
+/// where not.
 fn python_with(modules: &[&str]) -> Option<PathBuf> {
-    let candidates = [root().join(".venv/bin/python"), PathBuf::from("python3")];
-    let has = |python: &&PathBuf| {
+    let environment = root().join(".venv/bin/python");
+    let python = if environment.exists() { environment } else { PathBuf::from("python3") };
+    let has = |python: &Path| {
         let imports = modules.iter().map(|module| format!("import {module}\n")).collect::<String>();
         let status = Command::new(python).args(["-c", &imports]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
     };
-    let found = candidates.iter().find(has).cloned();
-    if found.is_none() {
-        eprintln!("skipped: no Python here imports {}; ci/peers.sh makes one", modules.join(", "));
+    if has(&python) {
+        return Some(python);
     }
-    found
+    eprintln!("skipped: {} does not import {}; ci/peers.sh makes one that does", python.display(), modules.join(", "));
+    None
 }
 
 /// What a worker answers to these requests.
@@ -62,14 +64,17 @@ fn request(id: u64, name: &str, more: Value) -> String {
     format!("{request}\n")
 }
 
-/// Runs a suite of one matrix and returns its record.
-fn measure(provider: &str, axes: &str) -> Value {
+/// Runs a suite of these matrices, each a name and its axes, and returns its record.
+fn measure(provider: &str, matrices: &[(&str, &str)]) -> Value {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (suite, out) = (folder.path().join("adapters.toml"), folder.path().join("record.json"));
-    let text = format!(
-        "description = \"adapters\"\n\n[measure]\n{QUICK}\n\n[[matrix]]\nname = \"a\"\nreason = \"a test\"\nthreads = \
-         1\n{axes}\n"
-    );
+    let name = provider.split('=').next().unwrap_or(provider);
+    let mut text = format!("description = \"adapters\"\n\n[measure]\n{QUICK}\n");
+    for (matrix, axes) in matrices {
+        text += &format!(
+            "\n[[matrix]]\nname = \"{matrix}\"\nreason = \"a test\"\nproviders = [\"{name}\"]\nthreads = 1\n{axes}\n"
+        );
+    }
     std::fs::write(&suite, text).expect("a temporary folder is writable");
     let _ = attnbench()
         .current_dir(root())
@@ -80,15 +85,13 @@ fn measure(provider: &str, axes: &str) -> Value {
     record(&out)
 }
 
-fn cases(record: &Value) -> &Vec<Value> {
-    record["cases"].as_array().expect("a list")
-}
-
-fn assert_all(record: &Value, disposition: &str, at_least: usize) {
-    for case in cases(record) {
+/// All cases of a matrix came to this, and there are so many of them.
+fn assert_all(record: &Value, matrix: &str, disposition: &str, count: usize) {
+    let cases = record["cases"].as_array().expect("a list").iter().filter(|case| case["matrix"] == matrix);
+    for case in cases.clone() {
         assert_eq!(case["disposition"], disposition, "{case:#}");
     }
-    assert!(cases(record).len() >= at_least, "{} cases", cases(record).len());
+    assert_eq!(cases.count(), count, "{matrix}");
 }
 
 /// Needs an interpreter and nothing else: `-S` hides every installed package, numpy included.
@@ -137,17 +140,15 @@ fn inputs_agree_bit_for_bit() {
 fn the_template_is_measured() {
     let Some(python) = python_with(&["numpy"]) else { return };
     let provider = format!("mine='{}' '{}'", python.display(), adapter("template.py").display());
-    let common = "providers = [\"mine\"]\nkernels = \"softmax\"\nheads = \"4:2\"\nhead_dim = 16\ncausal = [false, \
-                  true]\nlayout = [\"bshd\", \"bhsd\", \"thd\"]\n";
-    let dense = measure(&provider, &format!("{common}seqlen = 67\ndtype = [\"f32\", \"f16\", \"bf16\"]"));
-    assert_all(&dense, "measured", 18);
+    let common = "kernels = \"softmax\"\nheads = \"4:2\"\nhead_dim = 16\ncausal = [false, true]\nlayout = [\"bshd\", \
+                  \"bhsd\", \"thd\"]\n";
+    let dense = format!("{common}seqlen = 67\ndtype = [\"f32\", \"f16\", \"bf16\"]");
     let ragged = format!("{common}batch = 4\nseqlen_q = [[1, 9, 30, 17]]\nseqlen_kv = [[40, 1, 7, 33]]");
-    assert_all(&measure(&provider, &ragged), "measured", 6);
-    let refused = measure(
-        &provider,
-        "providers = [\"mine\"]\nkernels = [\"softmax\", \"other\"]\nheads = 2\nseqlen = 8\nhead_dim = 8\nsoftcap = 20",
-    );
-    assert_all(&refused, "unsupported", 2);
+    let refused = "kernels = [\"softmax\", \"other\"]\nheads = 2\nseqlen = 8\nhead_dim = 8\nsoftcap = 20";
+    let record = measure(&provider, &[("dense", &dense), ("ragged", &ragged), ("refused", refused)]);
+    assert_all(&record, "dense", "measured", 18);
+    assert_all(&record, "ragged", "measured", 6);
+    assert_all(&record, "refused", "unsupported", 2);
 }
 
 /// Kernels that cheat, in the words of this provider: a stale copy, changed inputs, prints, exceptions, no memory.
@@ -194,9 +195,8 @@ serve(Tricks())
 "#;
     std::fs::write(&script, source).expect("writing");
     let provider = format!("tricks='{}' '{}'", python.display(), script.display());
-    let kernels =
-        "providers = [\"tricks\"]\nkernels = [\"once\", \"mutate\", \"late\", \"noisy\", \"fails\", \"full\"]";
-    let record = measure(&provider, &format!("{kernels}\nheads = 2\nseqlen = 20\nhead_dim = 8"));
+    let kernels = "kernels = [\"once\", \"mutate\", \"late\", \"noisy\", \"fails\", \"full\"]";
+    let record = measure(&provider, &[("tricks", &format!("{kernels}\nheads = 2\nseqlen = 20\nhead_dim = 8"))]);
     for (kernel, disposition, reason) in [
         ("once", "incorrect", "timing"),
         ("mutate", "incorrect", "changed its inputs"),
@@ -216,20 +216,31 @@ fn pytorch_agrees_with_the_oracle() {
     if python_with(&["numpy", "torch"]).is_none() {
         return;
     }
-    let common = "providers = [\"torch\"]\ndtype = [\"f32\", \"bf16\"]\nhead_dim = 32\ncausal = true\n";
-    let forward = "kernels = [\"sdpa\", \"sdpa_flash\", \"sdpa_math\"]\nheads = [\"4:4\", \"4:2\"]\nseqlen = 67";
-    assert_all(&measure("torch", &format!("{common}{forward}")), "measured", 12);
-    let append = "kernels = \"sdpa\"\nheads = \"4:2\"\nphase = \"append\"\nseqlen_q = 5\nseqlen_kv = 30\nlayout = \
-                  [\"bhsd\", \"thd\"]\nalign = [\"bottom_right\", \"top_left\"]";
-    assert_all(&measure("torch", &format!("{common}{append}")), "measured", 8);
-    let decode = "kernels = \"sdpa_flash\"\nheads = \"4:1\"\nphase = \"decode\"\nseqlen = 33";
-    assert_all(&measure("torch", &format!("{common}{decode}")), "measured", 2);
-    let backward = "kernels = [\"sdpa_flash\", \"sdpa_math\"]\nheads = \"4:2\"\nphase = \"backward\"\nseqlen = 33";
-    assert_all(&measure("torch", &format!("{common}{backward}")), "measured", 4);
-    let refused = "kernels = [\"sdpa_efficient\", \"sdpa_cudnn\", \"aten_flash\"]\nheads = 2\nseqlen = 8";
-    let refused = measure("torch", &format!("{common}{refused}"));
-    assert_all(&refused, "unsupported", 6);
-    assert!(cases(&refused).iter().all(|case| case["reason"].as_str().is_some_and(|said| said.contains("the CPU"))));
+    let common = "dtype = [\"f32\", \"bf16\"]\nhead_dim = 32\ncausal = true\n";
+    let matrices = [
+        ("forward", "kernels = [\"sdpa\", \"sdpa_flash\", \"sdpa_math\"]\nheads = [\"4:4\", \"4:2\"]\nseqlen = 67"),
+        (
+            "append",
+            "kernels = \"sdpa\"\nheads = \"4:2\"\nphase = \"append\"\nseqlen_q = 5\nseqlen_kv = 30\nlayout = [\"bhsd\", \
+             \"thd\"]\nalign = [\"bottom_right\", \"top_left\"]",
+        ),
+        ("decode", "kernels = \"sdpa_flash\"\nheads = \"4:1\"\nphase = \"decode\"\nseqlen = 33"),
+        ("backward", "kernels = [\"sdpa_flash\", \"sdpa_math\"]\nheads = \"4:2\"\nphase = \"backward\"\nseqlen = 33"),
+        ("refused", "kernels = [\"sdpa_efficient\", \"sdpa_cudnn\", \"aten_flash\"]\nheads = 2\nseqlen = 8"),
+    ]
+    .map(|(name, axes)| (name, format!("{common}{axes}")));
+    let record = measure("torch", &matrices.each_ref().map(|(name, axes)| (*name, axes.as_str())));
+    for (matrix, disposition, count) in [
+        ("forward", "measured", 12),
+        ("append", "measured", 8),
+        ("decode", "measured", 2),
+        ("backward", "measured", 4),
+        ("refused", "unsupported", 6),
+    ] {
+        assert_all(&record, matrix, disposition, count);
+    }
+    let reason = support::case(&record, "aten_flash")["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("the device is the CPU"), "{reason}");
 }
 
 #[test]
@@ -237,16 +248,27 @@ fn onnx_runtime_agrees_with_the_oracle() {
     if python_with(&["numpy", "onnx", "onnxruntime"]).is_none() {
         return;
     }
-    let common = "providers = [\"onnxruntime\"]\nhead_dim = 32\ncausal = true\n";
-    let prefill = "kernels = [\"attention\", \"mha\", \"gqa\"]\nheads = 4\nseqlen = 67";
-    assert_all(&measure("onnxruntime", &format!("{common}{prefill}")), "measured", 3);
-    let decode = "kernels = [\"attention\", \"gqa\"]\nheads = \"4:2\"\nphase = \"decode\"\nbatch = 2\nseqlen = \
-                  33\nlayout = \"bhsd\"";
-    assert_all(&measure("onnxruntime", &format!("{common}{decode}")), "measured", 2);
-    let window = "kernels = \"gqa\"\nheads = 2\nseqlen = 50\npattern = \"window:7\"";
-    assert_all(&measure("onnxruntime", &format!("{common}{window}")), "measured", 1);
-    let backward = "kernels = \"attention\"\nheads = 2\nseqlen = 8\nphase = \"backward\"";
-    assert_all(&measure("onnxruntime", &format!("{common}{backward}")), "unsupported", 1);
+    let common = "head_dim = 32\ncausal = true\n";
+    let matrices = [
+        ("prefill", "kernels = [\"attention\", \"mha\", \"gqa\"]\nheads = 4\nseqlen = 67"),
+        (
+            "decode",
+            "kernels = [\"attention\", \"gqa\"]\nheads = \"4:2\"\nphase = \"decode\"\nbatch = 2\nseqlen = 33\nlayout = \
+             \"bhsd\"",
+        ),
+        ("window", "kernels = \"gqa\"\nheads = 2\nseqlen = 50\npattern = \"window:7\""),
+        ("backward", "kernels = \"attention\"\nheads = 2\nseqlen = 8\nphase = \"backward\""),
+    ]
+    .map(|(name, axes)| (name, format!("{common}{axes}")));
+    let record = measure("onnxruntime", &matrices.each_ref().map(|(name, axes)| (*name, axes.as_str())));
+    for (matrix, disposition, count) in [
+        ("prefill", "measured", 3),
+        ("decode", "measured", 2),
+        ("window", "measured", 1),
+        ("backward", "unsupported", 1),
+    ] {
+        assert_all(&record, matrix, disposition, count);
+    }
 }
 
 /// A framework that cannot be imported costs nothing but its cases, and the reason names it and the way out.

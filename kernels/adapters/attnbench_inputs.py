@@ -334,7 +334,7 @@ class Generator:
         scale = ELEMENT_SCALE
         if name.startswith("projection"):
             n = max(max(self.problem.key_lengths, default=0), 1)
-            scale = ELEMENT_SCALE * np.float32(0.5 ** ((n.bit_length() // 2)))
+            scale = ELEMENT_SCALE * np.float32(0.5 ** (n.bit_length() // 2))
 
         def write(first):
             count = min(CHUNK, flat.size - first)
@@ -364,14 +364,14 @@ class Generator:
 
 def golden_hash():
     """A hash of the first elements of every kind of tensor, which all providers must agree on."""
-    none, same = {"name": "contiguous"}, lambda n: {"same": n}
     problem = Problem(
         {
             "mechanism": {"name": "softmax"}, "pattern": {"name": "full"}, "causal": True, "layout": "bshd",
             "causal_alignment": "bottom_right", "phase": "backward", "dtype": "f32", "dtype_kv": "f32", "batch": 2,
-            "heads_q": 4, "heads_kv": 2, "seqlen_q": same(5), "seqlen_kv": same(7), "head_dim_qk": 8, "head_dim_v": 8,
-            "scale": None, "softcap": None, "bias": "none", "sinks": False, "kv_layout": none,
-        }  # fmt: skip
+            "heads_q": 4, "heads_kv": 2, "seqlen_q": {"same": 5}, "seqlen_kv": {"same": 7}, "head_dim_qk": 8,
+            "head_dim_v": 8, "scale": None, "softcap": None, "bias": "none", "sinks": False,
+            "kv_layout": {"name": "contiguous"},
+        }
     )
     generator = Generator(problem, {"seed": 42, "peak_offsets": [0, 1]}, 3)
     digest = 0

@@ -17,6 +17,7 @@ The rules that make numbers comparable are kept here, not in kernels:
 """
 
 import ctypes
+import functools
 import gc
 import hashlib
 import json
@@ -30,9 +31,8 @@ import zlib
 from pathlib import Path
 
 try:
-    import numpy as np
-
     import attnbench_inputs
+    import numpy as np
     from attnbench_inputs import ARRAY_TYPES, Generator, Problem, poison, workers
 
     NUMPY_ERROR = None
@@ -210,11 +210,10 @@ class CacheFlusher:
                     self.evict(array.ctypes.data, array.ctypes.data + array.nbytes)
 
 
-def flusher(made=[]):
+@functools.cache
+def flusher():
     """The one flusher of this process, made when first needed."""
-    if not made:
-        made.append(CacheFlusher())
-    return made[0]
+    return CacheFlusher()
 
 
 def cache_bytes(level):
@@ -233,10 +232,10 @@ def cache_bytes(level):
 def set_blas_threads(threads):
     """Sets the threads of every OpenBLAS in this process: numpy itself has no such function."""
     try:
-        libraries = {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line}
+        maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return
-    for path in libraries:
+    for path in {line.split()[-1] for line in maps if "openblas" in line}:
         library = ctypes.CDLL(path)
         for name in ("openblas_set_num_threads", "scipy_openblas_set_num_threads", "scipy_openblas_set_num_threads64_"):
             if hasattr(library, name):
@@ -253,7 +252,7 @@ def checksum(arrays):
 def status_bytes(field):
     """A field of /proc/self/status in bytes, or None."""
     try:
-        for line in open("/proc/self/status"):
+        for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     except OSError:

@@ -112,6 +112,11 @@ def flat(problem, heads, length, dim):
     return (problem.batch, length, heads * dim)
 
 
+def separate(problem, heads, length, dim):
+    """A tensor's shape as (batch, heads, length, dim): layout bhsd."""
+    return (problem.batch, heads, length, dim)
+
+
 class Attention(Operator):
     name = "attention"
     summary = "the ONNX operator Attention"
@@ -127,15 +132,15 @@ class Attention(Operator):
         if problem.softcap is not None:
             attributes["softcap"] = problem.softcap
         if problem.layout == "bhsd":
-            shape = lambda heads, length, dim: (problem.batch, heads, length, dim)  # noqa: E731
+            shape = separate
         else:
-            shape = lambda heads, length, dim: flat(problem, heads, length, dim)  # noqa: E731
+            shape = flat
             attributes.update(q_num_heads=problem.heads_q, kv_num_heads=problem.heads_kv)
         dtype, d_qk, d_v = problem.dtype, problem.head_dim_qk, problem.head_dim_v
         inputs = [
-            ("q", dtype, shape(problem.heads_q, q, d_qk)),
-            ("k", dtype, shape(problem.heads_kv, k, d_qk)),
-            ("v", dtype, shape(problem.heads_kv, k, d_v)),
+            ("q", dtype, shape(problem, problem.heads_q, q, d_qk)),
+            ("k", dtype, shape(problem, problem.heads_kv, k, d_qk)),
+            ("v", dtype, shape(problem, problem.heads_kv, k, d_v)),
         ]
         self.constants, mask = {}, causal_mask(problem)
         if mask is not None and (q == k or problem.causal_alignment == "top_left"):
@@ -145,7 +150,7 @@ class Attention(Operator):
             self.constants["mask"] = np.ascontiguousarray(mask)
             inputs.append(("mask", "bool", mask.shape))
         node = onnx.helper.make_node("Attention", [name for name, *_ in inputs], ["o"], **attributes)
-        return Model(node, inputs, [("o", dtype, shape(problem.heads_q, q, d_v))], threads)
+        return Model(node, inputs, [("o", dtype, shape(problem, problem.heads_q, q, d_v))], threads)
 
 
 class MultiHeadAttention(Operator):

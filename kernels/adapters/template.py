@@ -1,9 +1,9 @@
 """Bring your own kernel: copy this file beside attnbench_worker.py, replace what `attend` does, and run
 
-    attnbench run quickstart --provider mine='python3 kernels/adapters/template.py'
+    attnbench run SUITE --provider mine='python3 kernels/adapters/template.py'
 
 with a suite whose matrices say `providers = ["mine"]` and `kernels = ["softmax"]`. It works as it stands: softmax
-attention in numpy, which materialises the scores of one head at a time. kernels/adapters/README.md says more.
+attention in numpy, which materialises the scores of one head at a time. kernels/adapters/README.md has such a suite.
 """
 
 import numpy as np

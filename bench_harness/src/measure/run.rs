@@ -18,8 +18,9 @@ use super::journal::{Entry, Journal, JournalError};
 use super::verify::Verifier;
 use crate::record::{CaseRound, Disposition, TimeSpent};
 use crate::suite::{PlannedCase, Suite};
+use crate::worker::adapters;
 use crate::worker::client::{Failure, Worker, WorkerCommand};
-use crate::worker::protocol::{ControlSamples, Request};
+use crate::worker::protocol::{ControlSamples, ErrorKind, Request, WorkerError};
 
 /// How long a worker may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -198,14 +199,13 @@ impl Pass<'_> {
         let failed = self.failed_starts.entry(provider.to_owned()).or_default();
         let crashed = |how: String| Failure::Crashed { provider: provider.to_owned(), how, stderr: String::new() };
         let Some(command) = self.context.workers.get(provider) else {
-            return Err(crate::worker::protocol::WorkerError::new(
-                crate::worker::protocol::ErrorKind::Unsupported,
-                format!(
-                    "provider `{provider}` is not built in and was not named on the command line: \
-                     --provider {provider}='COMMAND ARGS'"
-                ),
-            )
-            .into());
+            let way_out = match adapters::names().any(|name| name == provider) {
+                true => format!("--provider {provider}"),
+                false => format!("--provider {provider}='COMMAND ARGS'"),
+            };
+            let message =
+                format!("provider `{provider}` is not built in and was not named on the command line: {way_out}");
+            return Err(WorkerError::new(ErrorKind::Unsupported, message).into());
         };
         if *failed >= MAX_FAILED_STARTS {
             return Err(crashed(format!("could not be started {failed} times in a row in this round")));

@@ -100,7 +100,8 @@ pub fn table(ratios: &[Ratio], style: Style) -> String {
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
         table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX));
         let heads = ["case", "latency"].into_iter().chain(names.iter().copied()).chain(["best peer"]);
-        table.set_header(heads.map(printable));
+        // Two short lines instead of one that a narrow terminal would break anywhere.
+        table.set_header(heads.map(|head| printable(head).replace('/', "/\n")));
         for (ratio, name) in group.iter().zip(short.names) {
             let shown = |peer: Option<&Peer>| peer.map_or("-".to_owned(), |peer| times(peer.time_ratio));
             let of = |name: &&str| ratio.peers.iter().find(|peer| peer.name == **name);
