@@ -2,7 +2,7 @@
 
 use super::gemm::Packed;
 use super::isa::{Isa, Task};
-use super::vector::{Simd, Stored};
+use super::vector::{MAX_LANES, Simd, Stored};
 use crate::tensor::Tensor;
 
 /// The size of a packed (depth, columns) operand.
@@ -104,15 +104,23 @@ impl<T: Stored> Task for PackColumns<'_, T> {
             let width = offsets.len().next_multiple_of(S::LANES);
             let (block, rest) = out.split_at_mut(self.dim * width);
             out = rest;
-            if offsets.len() < width {
-                block.fill(0.0);
-            }
-            // Sixteen elements of every row at a time: the lines that are written stay in the first-level cache.
-            for start in (0..self.dim).step_by(16) {
-                let end = (start + 16).min(self.dim);
-                for (column, &offset) in offsets.iter().enumerate() {
-                    for (x, element) in (start..end).zip(&self.data[offset + start..offset + end]) {
-                        block[x * width + column] = element.to_f32();
+            // Squares of LANES rows by LANES elements, transposed in registers.
+            for (group, offsets) in offsets.chunks(S::LANES).enumerate() {
+                for x in (0..self.dim).step_by(S::LANES) {
+                    let count = S::LANES.min(self.dim - x);
+                    let mut rows = [S::splat(0.0); MAX_LANES];
+                    for (row, offset) in rows.iter_mut().zip(offsets) {
+                        // SAFETY: `check` has seen that every row has `dim` elements.
+                        *row = unsafe {
+                            let from = self.data.as_ptr().add(offset + x);
+                            if count == S::LANES { T::load::<S>(from) } else { T::load_head::<S>(from, count) }
+                        };
+                    }
+                    S::transpose(&mut rows);
+                    for (element, row) in rows.iter().enumerate().take(count) {
+                        let to = &mut block[(x + element) * width + group * S::LANES..][..S::LANES];
+                        // SAFETY: the slice has LANES elements.
+                        unsafe { S::store(to.as_mut_ptr(), *row) };
                     }
                 }
             }
@@ -170,7 +178,7 @@ fn widen<S: Simd, T: Stored>(row: &[T], factor: S::V, out: &mut [f32]) {
         // SAFETY: LANES elements from i on are inside both.
         unsafe { S::store(out.as_mut_ptr().add(i), S::mul(T::load::<S>(row.as_ptr().add(i)), factor)) };
     }
-    let mut lanes = [0f32; super::vector::MAX_LANES];
+    let mut lanes = [0f32; MAX_LANES];
     let tail = row.len().min(out.len()) - whole;
     if tail > 0 {
         // SAFETY: `tail` elements remain in the row, and the buffer has at least LANES.
