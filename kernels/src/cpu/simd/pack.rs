@@ -100,16 +100,21 @@ impl<T: Stored> Task for PackColumns<'_, T> {
     fn run<S: Simd>(self) {
         let panel = S::PANEL_VECTORS * S::LANES;
         let mut out = self.out;
-        for offsets in self.offsets.chunks(panel) {
+        for (index, offsets) in self.offsets.chunks(panel).enumerate() {
+            let first = index * panel;
             let width = offsets.len().next_multiple_of(S::LANES);
             let (block, rest) = out.split_at_mut(self.dim * width);
             out = rest;
             // Squares of LANES rows by LANES elements, transposed in registers.
-            for (group, offsets) in offsets.chunks(S::LANES).enumerate() {
+            for (group, group_offsets) in offsets.chunks(S::LANES).enumerate() {
+                let next = first + (group + 1) * S::LANES;
                 for x in (0..self.dim).step_by(S::LANES) {
+                    for offset in self.offsets.iter().skip(next).take(S::LANES) {
+                        S::prefetch(self.data.as_ptr().wrapping_add(offset + x).cast());
+                    }
                     let count = S::LANES.min(self.dim - x);
                     let mut rows = [S::splat(0.0); MAX_LANES];
-                    for (row, offset) in rows.iter_mut().zip(offsets) {
+                    for (row, offset) in rows.iter_mut().zip(group_offsets) {
                         // SAFETY: `check` has seen that every row has `dim` elements.
                         *row = unsafe {
                             let from = self.data.as_ptr().add(offset + x);
@@ -128,6 +133,9 @@ impl<T: Stored> Task for PackColumns<'_, T> {
     }
 }
 
+/// Rows between the one that is packed and the one that is asked for.
+const ROWS_AHEAD: usize = 8;
+
 struct PackRows<'a, T> {
     data: &'a [T],
     offsets: &'a [usize],
@@ -142,14 +150,23 @@ impl<T: Stored> Task for PackRows<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let panel = S::PANEL_VECTORS * S::LANES;
-        for start in (0..self.dim).step_by(panel) {
-            let used = panel.min(self.dim - start);
-            let width = used.next_multiple_of(S::LANES);
-            let block = &mut self.out[start * self.depth..][..self.depth * width];
-            for (row, &offset) in block.chunks_exact_mut(width).zip(self.offsets) {
-                widen::<S, T>(&self.data[offset + start..offset + start + used], S::splat(1.0), &mut row[..used]);
-                row[used..].fill(0.0);
+        for (row, &offset) in self.offsets.iter().enumerate() {
+            if let Some(ahead) = self.offsets.get(row + ROWS_AHEAD) {
+                for x in (0..self.dim * size_of::<T>()).step_by(64) {
+                    S::prefetch(self.data.as_ptr().wrapping_add(*ahead).cast::<u8>().wrapping_add(x));
+                }
             }
+            for start in (0..self.dim).step_by(panel) {
+                let used = panel.min(self.dim - start);
+                let width = used.next_multiple_of(S::LANES);
+                let to = &mut self.out[start * self.depth + row * width..][..width];
+                widen::<S, T>(&self.data[offset + start..offset + start + used], S::splat(1.0), &mut to[..used]);
+                to[used..].fill(0.0);
+            }
+        }
+        for start in (0..self.dim).step_by(panel) {
+            let width = panel.min(self.dim - start).next_multiple_of(S::LANES);
+            let block = &mut self.out[start * self.depth..][..self.depth * width];
             block[self.offsets.len() * width..].fill(0.0);
         }
     }
