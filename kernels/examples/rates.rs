@@ -61,7 +61,10 @@ fn fma_rate() -> f64 {
     flops / best_seconds(5, || rayon::broadcast(|_| black_box(isa.run(FmaLoop { steps, operands }))))
 }
 
-/// Sums of vectors, sixteen at a time.
+/// Elements between what is read and what is asked for.
+const AHEAD_ELEMENTS: usize = 2048;
+
+/// Sums of vectors, eight at a time.
 struct ReadLoop<'a> {
     values: &'a [f32],
 }
@@ -74,6 +77,8 @@ impl Task for ReadLoop<'_> {
         let mut sums = [S::splat(0.0); 8];
         for chunk in self.values.chunks_exact(8 * S::LANES) {
             for (i, sum) in sums.iter_mut().enumerate() {
+                // As the kernels do: many CPUs read faster when asked than by their own guess.
+                S::prefetch(chunk.as_ptr().wrapping_add(AHEAD_ELEMENTS + i * S::LANES).cast());
                 // SAFETY: the chunk holds eight vectors.
                 *sum = S::add(*sum, unsafe { S::load(chunk.as_ptr().add(i * S::LANES)) });
             }

@@ -145,7 +145,8 @@ impl DecodePlan {
         };
         // Tasks that exist without splitting.
         let tiles = (longest * group).div_ceil(TILE_ROWS).max(1) * problem.heads_kv;
-        let unsplit = if streams { problem.batch * problem.heads_kv / layout.stream_heads() } else { problem.batch * tiles };
+        let unsplit =
+            if streams { problem.batch * problem.heads_kv / layout.stream_heads() } else { problem.batch * tiles };
         let mut partial = 0;
         for (&len_q, &len_kv) in lengths_q.iter().zip(&lengths_kv) {
             partial += layout.add_sequence(len_q, len_kv, WANTED_TASKS.div_ceil(unsplit.max(1)), partial);

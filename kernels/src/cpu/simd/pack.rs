@@ -2,7 +2,7 @@
 
 use super::gemm::Packed;
 use super::isa::{Isa, Task};
-use super::vector::{Simd, Stored};
+use super::vector::{MAX_LANES, Simd, Stored};
 use crate::tensor::Tensor;
 
 /// The size of a packed (depth, columns) operand.
@@ -100,25 +100,41 @@ impl<T: Stored> Task for PackColumns<'_, T> {
     fn run<S: Simd>(self) {
         let panel = S::PANEL_VECTORS * S::LANES;
         let mut out = self.out;
-        for offsets in self.offsets.chunks(panel) {
+        for (index, offsets) in self.offsets.chunks(panel).enumerate() {
+            let first = index * panel;
             let width = offsets.len().next_multiple_of(S::LANES);
             let (block, rest) = out.split_at_mut(self.dim * width);
             out = rest;
-            if offsets.len() < width {
-                block.fill(0.0);
-            }
-            // Sixteen elements of every row at a time: the lines that are written stay in the first-level cache.
-            for start in (0..self.dim).step_by(16) {
-                let end = (start + 16).min(self.dim);
-                for (column, &offset) in offsets.iter().enumerate() {
-                    for (x, element) in (start..end).zip(&self.data[offset + start..offset + end]) {
-                        block[x * width + column] = element.to_f32();
+            // Squares of LANES rows by LANES elements, transposed in registers.
+            for (group, group_offsets) in offsets.chunks(S::LANES).enumerate() {
+                let next = first + (group + 1) * S::LANES;
+                for x in (0..self.dim).step_by(S::LANES) {
+                    for offset in self.offsets.iter().skip(next).take(S::LANES) {
+                        S::prefetch(self.data.as_ptr().wrapping_add(offset + x).cast());
+                    }
+                    let count = S::LANES.min(self.dim - x);
+                    let mut rows = [S::splat(0.0); MAX_LANES];
+                    for (row, offset) in rows.iter_mut().zip(group_offsets) {
+                        // SAFETY: `check` has seen that every row has `dim` elements.
+                        *row = unsafe {
+                            let from = self.data.as_ptr().add(offset + x);
+                            if count == S::LANES { T::load::<S>(from) } else { T::load_head::<S>(from, count) }
+                        };
+                    }
+                    S::transpose(&mut rows);
+                    for (element, row) in rows.iter().enumerate().take(count) {
+                        let to = &mut block[(x + element) * width + group * S::LANES..][..S::LANES];
+                        // SAFETY: the slice has LANES elements.
+                        unsafe { S::store(to.as_mut_ptr(), *row) };
                     }
                 }
             }
         }
     }
 }
+
+/// Rows between the one that is packed and the one that is asked for.
+const ROWS_AHEAD: usize = 8;
 
 struct PackRows<'a, T> {
     data: &'a [T],
@@ -134,14 +150,23 @@ impl<T: Stored> Task for PackRows<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let panel = S::PANEL_VECTORS * S::LANES;
-        for start in (0..self.dim).step_by(panel) {
-            let used = panel.min(self.dim - start);
-            let width = used.next_multiple_of(S::LANES);
-            let block = &mut self.out[start * self.depth..][..self.depth * width];
-            for (row, &offset) in block.chunks_exact_mut(width).zip(self.offsets) {
-                widen::<S, T>(&self.data[offset + start..offset + start + used], S::splat(1.0), &mut row[..used]);
-                row[used..].fill(0.0);
+        for (row, &offset) in self.offsets.iter().enumerate() {
+            if let Some(ahead) = self.offsets.get(row + ROWS_AHEAD) {
+                for x in (0..self.dim * size_of::<T>()).step_by(64) {
+                    S::prefetch(self.data.as_ptr().wrapping_add(*ahead).cast::<u8>().wrapping_add(x));
+                }
             }
+            for start in (0..self.dim).step_by(panel) {
+                let used = panel.min(self.dim - start);
+                let width = used.next_multiple_of(S::LANES);
+                let to = &mut self.out[start * self.depth + row * width..][..width];
+                widen::<S, T>(&self.data[offset + start..offset + start + used], S::splat(1.0), &mut to[..used]);
+                to[used..].fill(0.0);
+            }
+        }
+        for start in (0..self.dim).step_by(panel) {
+            let width = panel.min(self.dim - start).next_multiple_of(S::LANES);
+            let block = &mut self.out[start * self.depth..][..self.depth * width];
             block[self.offsets.len() * width..].fill(0.0);
         }
     }
@@ -170,7 +195,7 @@ fn widen<S: Simd, T: Stored>(row: &[T], factor: S::V, out: &mut [f32]) {
         // SAFETY: LANES elements from i on are inside both.
         unsafe { S::store(out.as_mut_ptr().add(i), S::mul(T::load::<S>(row.as_ptr().add(i)), factor)) };
     }
-    let mut lanes = [0f32; super::vector::MAX_LANES];
+    let mut lanes = [0f32; MAX_LANES];
     let tail = row.len().min(out.len()) - whole;
     if tail > 0 {
         // SAFETY: `tail` elements remain in the row, and the buffer has at least LANES.

@@ -65,6 +65,25 @@ pub unsafe trait Simd: Copy {
     fn sum4(v: [Self::V; 4]) -> [f32; 4] {
         [Self::sum(v[0]), Self::sum(v[1]), Self::sum(v[2]), Self::sum(v[3])]
     }
+    /// Transposes the first LANES vectors, a (LANES, LANES) matrix.
+    #[inline(always)]
+    fn transpose(rows: &mut [Self::V; MAX_LANES]) {
+        let mut from = [[0f32; MAX_LANES]; MAX_LANES];
+        let mut to = [[0f32; MAX_LANES]; MAX_LANES];
+        for row in 0..Self::LANES {
+            // SAFETY: each buffer has at least LANES elements.
+            unsafe { Self::store(from[row].as_mut_ptr(), rows[row]) };
+        }
+        for row in 0..Self::LANES {
+            for column in 0..Self::LANES {
+                to[column][row] = from[row][column];
+            }
+        }
+        for row in 0..Self::LANES {
+            // SAFETY: as above.
+            rows[row] = unsafe { Self::load(to[row].as_ptr()) };
+        }
+    }
     /// The largest lane.
     fn largest(v: Self::V) -> f32;
     /// Asks for the cache line at `address`, which need not be mapped.
@@ -302,6 +321,29 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn transpose(rows: &mut [Self::V; MAX_LANES]) {
+        // Neighbours of one, then of two lanes change places within 128 bits, then the 128-bit parts do.
+        // SAFETY: the instruction set was checked.
+        unsafe {
+            let mut pairs = *rows;
+            for i in (0..8).step_by(2) {
+                pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut fours = pairs;
+            for i in (0..8).step_by(4) {
+                fours[i] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[i], pairs[i + 2]);
+                fours[i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[i], pairs[i + 2]);
+                fours[i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[i + 1], pairs[i + 3]);
+                fours[i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[i + 1], pairs[i + 3]);
+            }
+            for i in 0..4 {
+                rows[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+                rows[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+            }
+        }
+    }
+    #[inline(always)]
     fn largest(v: Self::V) -> f32 {
         // SAFETY: the instruction set was checked.
         unsafe {
@@ -400,6 +442,35 @@ unsafe impl Simd for Avx512 {
             let single = _mm512_add_ps(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
             let index = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
             std::mem::transmute(_mm512_castps512_ps128(_mm512_permutexvar_ps(index, single)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(rows: &mut [Self::V; MAX_LANES]) {
+        // As with AVX2, then the 128-bit parts of four vectors are gathered in two steps.
+        // SAFETY: the instruction set was checked.
+        unsafe {
+            let mut pairs = *rows;
+            for i in (0..16).step_by(2) {
+                pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut fours = pairs;
+            for i in (0..16).step_by(4) {
+                fours[i] = _mm512_shuffle_ps::<0b01_00_01_00>(pairs[i], pairs[i + 2]);
+                fours[i + 1] = _mm512_shuffle_ps::<0b11_10_11_10>(pairs[i], pairs[i + 2]);
+                fours[i + 2] = _mm512_shuffle_ps::<0b01_00_01_00>(pairs[i + 1], pairs[i + 3]);
+                fours[i + 3] = _mm512_shuffle_ps::<0b11_10_11_10>(pairs[i + 1], pairs[i + 3]);
+            }
+            for i in 0..4 {
+                let even_low = _mm512_shuffle_f32x4::<0b10_00_10_00>(fours[i], fours[i + 4]);
+                let even_high = _mm512_shuffle_f32x4::<0b10_00_10_00>(fours[i + 8], fours[i + 12]);
+                let odd_low = _mm512_shuffle_f32x4::<0b11_01_11_01>(fours[i], fours[i + 4]);
+                let odd_high = _mm512_shuffle_f32x4::<0b11_01_11_01>(fours[i + 8], fours[i + 12]);
+                rows[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even_low, even_high);
+                rows[i + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even_low, even_high);
+                rows[i + 4] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd_low, odd_high);
+                rows[i + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd_low, odd_high);
+            }
         }
     }
     #[inline(always)]
