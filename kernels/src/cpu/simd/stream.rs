@@ -44,7 +44,7 @@ impl StoredRows<'_> {
     where
         Self: 'b,
     {
-        let next = next.map(|next| Target::new(next));
+        let next = next.map(Target::new);
         Ahead { distance: self.tokens_ahead(), next }
     }
 }
