@@ -6,9 +6,10 @@
 //! from the problem alone, so the result is the same on any number of threads.
 //!
 //! Two regimes:
-//! * few rows a KV head (queries x group <= [`STREAM_ROWS`]): a task is one split of a sequence with *all* its KV heads. It
-//!   walks the tokens in blocks of [`STREAM_KEYS`] and, inside, the heads: memory is read nearly in order whatever the
-//!   layout. K and V are read at their stored width and never copied. Limit: the read bandwidth.
+//! * few rows a KV head (queries x group <= [`STREAM_ROWS`]): a task is one split of a sequence with *all* its KV heads
+//!   where the heads of a token lie side by side, else with one of them. It takes the tokens in blocks of
+//!   [`STREAM_KEYS`], keys then values: memory is read in order whatever the layout, at the stored width, and nothing is
+//!   copied. Limit: the read bandwidth.
 //! * more rows (append): a task is a tile of up to [`TILE_ROWS`] rows of one KV head and one split; key blocks are packed
 //!   for the gemm as they come. Limit: the FMA rate.
 
@@ -31,7 +32,7 @@ use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// Rows of a KV head up to which K and V are streamed.
 const STREAM_ROWS: usize = 16;
-/// Keys a block when streaming: the block's K and V of one head fit the first-level cache.
+/// Keys a block when streaming: the scores of all heads stay in the first-level cache, and a row has whole vectors of them.
 const STREAM_KEYS: usize = 64;
 /// Rows a tile otherwise.
 const TILE_ROWS: usize = 192;

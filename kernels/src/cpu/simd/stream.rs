@@ -1,8 +1,8 @@
 //! A few queries over keys and values that are read once from memory, at their stored width: what decode is made of.
 //!
 //! Tokens are taken in order and, inside a few tokens, the heads: where the heads of a token lie side by side, memory is
-//! read as one stream. What is asked for ahead of it crosses from one block of rows to the one that is read next
-//! ([`StoredRows::then`]), so that the stream never stops between the passes over keys and values.
+//! read as one stream. What is asked for ahead of it crosses from one block of rows to the one that is read `next`, so that
+//! the stream never stops between the passes over keys and values.
 
 use super::isa::{Isa, Task};
 use super::pack::with_elements;
