@@ -14,9 +14,14 @@ const MEASURE: &str = "rounds = 5\nmin_samples = 10\nmax_samples = 40\nbudget_ms
 
 /// A run whose kernel `slowed` takes longer by this share.
 fn measure(suite: &Path, slowdown: f64, name: &str) -> PathBuf {
+    measure_with(suite, &format!("--slowdown {slowdown}"), name)
+}
+
+/// A run of the dishonest worker with these arguments.
+fn measure_with(suite: &Path, arguments: &str, name: &str) -> PathBuf {
     let out = suite.with_file_name(format!("{name}.json"));
     attnbench()
-        .args(["run", "--provider", &dishonest_provider(&format!("--slowdown {slowdown}")), "--out"])
+        .args(["run", "--provider", &dishonest_provider(arguments), "--out"])
         .args([&out, suite])
         .assert()
         .success();
@@ -76,6 +81,26 @@ fn a_slowed_kernel_fails_the_gate() {
         seen.push(report);
     }
     panic!("no slowdown was found: {seen:#?}");
+}
+
+/// The kernel waits for the clock, so that its times hardly depend on what else the machine does.
+#[test]
+fn ten_percent_are_beyond_the_gross_threshold_and_nothing_is_not() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let measured = "rounds = 5\nmin_samples = 10\nmax_samples = 20\nbudget_ms = 200";
+    let suite = small_suite(folder.path(), "test", &["spins"], measured);
+    let mut seen = Vec::new();
+    for number in 0..3 {
+        let spin = |ns: u64, name: &str| measure_with(&suite, &format!("--spin-ns {ns}"), &format!("{name}-{number}"));
+        let baseline = save(&[&spin(10_000_000, "base")], folder.path());
+        let same = gate(&spin(10_000_000, "same"), &baseline);
+        let slower = gate(&spin(11_000_000, "slower"), &baseline);
+        if (verdict(&same.1, "spins"), verdict(&slower.1, "spins"), slower.0) == ("unchanged", "regressed", 1) {
+            return;
+        }
+        seen.push((same, slower));
+    }
+    panic!("10 % were not told from nothing: {seen:#?}");
 }
 
 #[test]
