@@ -64,7 +64,9 @@ pub fn measure_case(
     };
     if worker_survives {
         // A worker that cannot even release is replaced, and the case keeps what it came to.
+        let releasing = Instant::now();
         let released = worker.ask::<Done>(Request::Release, timeout(planned));
+        time.inputs_ns += elapsed_ns(releasing);
         if matches!(released, Err(Failure::Interrupted)) {
             return Err(Failure::Interrupted);
         }

@@ -81,7 +81,7 @@ pub struct TimeSpent {
     pub calls_ns: u64,
     /// Emptying caches.
     pub flush_ns: u64,
-    /// Making, overwriting and checksumming inputs.
+    /// Making, overwriting, poisoning, checksumming and freeing tensors.
     pub inputs_ns: u64,
     /// The f64 oracle and the comparison with it.
     pub oracle_ns: u64,

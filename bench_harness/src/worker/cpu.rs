@@ -262,7 +262,9 @@ impl PreparedCase for CpuCase {
 
             let is_poisoned = measure.poison_call == Some(call as u32);
             if is_poisoned {
+                let start = Instant::now();
                 self.poisoned.iter_mut().for_each(|(_, tensor)| tensor.poison());
+                measured.inputs_ns += elapsed_ns(start);
             }
             let CpuCase { pool, plan, slots, outputs, poisoned, flusher, .. } = self;
             let inputs = &slots[slot].inputs;
@@ -291,7 +293,9 @@ impl PreparedCase for CpuCase {
                 flags: Vec::new(),
             });
             if is_poisoned {
+                let start = Instant::now();
                 self.returned_checksum = checksum(&self.pool, &self.poisoned);
+                measured.inputs_ns += elapsed_ns(start);
                 // A case's first calls warm up: watching the timed ones is enough.
                 if measure.first_call > 0 && works_on() {
                     measured.flags.push("late_work".to_owned());

@@ -204,7 +204,7 @@ pub struct Prepared {
 pub struct Measured {
     /// One a call, in order.
     pub samples: Vec<Sample>,
-    /// Nanoseconds of overwriting and checksumming inputs.
+    /// Nanoseconds of overwriting, poisoning and checksumming tensors.
     pub inputs_ns: u64,
     /// Nanoseconds of emptying caches.
     pub flush_ns: u64,
