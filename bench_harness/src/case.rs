@@ -29,7 +29,7 @@ pub struct CaseIdError {
 }
 
 impl Case {
-    /// `provider/kernel/` and the problem's id: see DESIGN's grammar in ARCHITECTURE.md.
+    /// `provider/kernel/` and the problem's id: the grammar is in ARCHITECTURE.md.
     pub fn id(&self) -> String {
         format!("{}/{}/{}", self.provider, self.kernel, self.problem.id())
     }

@@ -32,7 +32,7 @@ pub use files::{SUITES_DIR, find, list};
 pub use filter::CaseGlob;
 pub use support::{Support, support};
 
-/// How the cases of a matrix are measured. Defaults are DESIGN's; a suite, a matrix or the command line overrides them.
+/// How the cases of a matrix are measured: the defaults, unless a suite, a matrix or the command line overrides them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MeasureSettings {
     /// Cold or hot.
