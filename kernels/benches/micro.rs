@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use attn_kernels::cpu::simd::Isa;
 use attn_kernels::cpu::simd::exp::exp_in_place;
-use attn_kernels::cpu::simd::gemm::gemm;
+use attn_kernels::cpu::simd::gemm::{Strided, gemm};
 use attn_kernels::cpu::simd::pack::{PackedShape, pack_columns, pack_rows};
 use attn_kernels::cpu::simd::stream::{self, StoredRows};
 use attn_kernels::problem::Dtype;
@@ -38,8 +38,8 @@ fn products(criterion: &mut Criterion) {
             let mut c = Tensor::zeros(ElementType::F32, &[m * n]);
             group.throughput(Throughput::Elements((2 * m * n * k) as u64));
             group.bench_function(format!("{}/{m}x{n}x{k}", isa.name()), |bencher| {
-                let b = shape.view(b.as_slice());
-                bencher.iter(|| gemm(isa, (m, n, k), a.as_slice(), k, b, c.as_mut_slice(), n, false));
+                let (a, b) = (Strided::rows(a.as_slice(), k), shape.view(b.as_slice()));
+                bencher.iter(|| gemm(isa, (m, n, k), a, b, c.as_mut_slice(), n, false));
             });
         }
     }

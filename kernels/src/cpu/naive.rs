@@ -20,7 +20,7 @@ use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
 use super::score::alibi_slopes;
 use super::simd::Isa;
-use super::simd::gemm::gemm;
+use super::simd::gemm::{Strided, gemm};
 use super::simd::pack::widen_row;
 use crate::input::SharedMut;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
@@ -259,7 +259,8 @@ impl Layout {
             let place = self.place(tile.sequence, tile.head / self.problem.group_size(), block);
             let keys = self.packer.view(&packed[place], first, len).keys;
             let product = (tile.queries.len(), isa.pad(len), dim);
-            gemm(isa, product, queries, dim, keys, &mut scores[first..], sequence.width, false);
+            let queries = Strided::rows(queries, dim);
+            gemm(isa, product, queries, keys, &mut scores[first..], sequence.width, false);
         }
     }
 
@@ -307,7 +308,8 @@ impl Layout {
             let place = self.place(tile.sequence, tile.head / self.problem.group_size(), block);
             let values = self.packer.view(&packed[place], first, len).values;
             let product = (tile.queries.len(), dim, len);
-            gemm(isa, product, &weights[first..], sequence.width, values, out, dim, true);
+            let weights = Strided::rows(&weights[first..], sequence.width);
+            gemm(isa, product, weights, values, out, dim, true);
         }
         for (index, query) in tile.queries.clone().enumerate() {
             let sink = call.sinks.map(|sinks| sinks[tile.head]);

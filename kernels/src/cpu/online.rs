@@ -9,16 +9,16 @@ use std::ops::Range;
 use super::rows::Row;
 use super::score::ScoreRules;
 use super::simd::exp::exp_nonpositive;
-use super::simd::gemm::{Packed, gemm, gemm_at};
+use super::simd::gemm::{Panels, Strided, gemm};
 use super::simd::{Isa, Simd, Task};
 
 /// A block of packed keys and values.
 #[derive(Clone, Copy)]
 pub(crate) struct KeyValueBlock<'a> {
     /// K^T: (d_qk, keys).
-    pub(crate) keys: Packed<'a>,
+    pub(crate) keys: Panels<'a>,
     /// V: (keys, d_v).
-    pub(crate) values: Packed<'a>,
+    pub(crate) values: Panels<'a>,
     /// The first key.
     pub(crate) first_key: usize,
     /// Keys.
@@ -77,10 +77,10 @@ pub(crate) fn absorb(
         let from = rows.partition_point(|row| row.keys.end <= first);
         let to = rows.partition_point(|row| row.keys.start < first + panel_width);
         if from < to {
-            let keys = Packed { data: &block.keys.data[start * dim_qk..], ..block.keys };
             let scores = &mut state.scores[from * width + start..];
             let product = (to - from, panel_width, dim_qk);
-            gemm(isa, product, &queries[from * dim_qk..], dim_qk, keys, scores, width, false);
+            let queries = Strided::rows(&queries[from * dim_qk..], dim_qk);
+            gemm(isa, product, queries, block.keys.panels_from(start / panel), scores, width, false);
         }
     }
     for (index, row) in rows.iter().enumerate() {
@@ -126,17 +126,10 @@ fn weigh_values(shape: TileShape, rows: &[Row], block: KeyValueBlock<'_>, width:
             to = (to + RUN).min(rows.len());
         }
         if !keys.is_empty() {
-            gemm_at(
-                shape.isa,
-                (to - from, shape.dim_v, keys.len()),
-                &state.scores[from * width + keys.start..],
-                width,
-                block.values,
-                keys.start,
-                &mut state.out[from * shape.dim_v..],
-                shape.dim_v,
-                true,
-            );
+            let product = (to - from, shape.dim_v, keys.len());
+            let weights = Strided::rows(&state.scores[from * width + keys.start..], width);
+            let out = &mut state.out[from * shape.dim_v..];
+            gemm(shape.isa, product, weights, block.values.rows_from(keys.start), out, shape.dim_v, true);
         }
         from = to;
     }

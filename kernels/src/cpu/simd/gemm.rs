@@ -1,4 +1,4 @@
-//! C (+)= A B with B packed in panels, blocked in registers.
+//! C (+)= A B, blocked in registers, with B in panels: packed ones, or columns of a matrix as it lies.
 //!
 //! The loop order is that of Goto and van de Geijn (2008): a panel of B (depth x [`Simd::PANEL_VECTORS`] vectors) stays in
 //! the first-level cache while the rows of A pass by in blocks of [`Simd::PANEL_ROWS`], whose C block stays in registers:
@@ -8,71 +8,101 @@
 use super::isa::{Isa, Task};
 use super::vector::Simd;
 
-/// A packed B of `depth` rows: panels of [`Isa::panel`] columns, each a contiguous (depth, panel) array. The columns are a
-/// multiple of [`Isa::lanes`]; where fewer vectors remain for the last panel, that one is (depth, what remains).
+/// A (m, k) of a product, with any strides: a row-major matrix, or the transpose of one.
 #[derive(Clone, Copy)]
-pub struct Packed<'a> {
-    /// Panels one after another.
+pub struct Strided<'a> {
+    /// Elements.
     pub data: &'a [f32],
-    /// Elements from one panel to the next: packed depth times [`Isa::panel`].
-    pub panel_stride: usize,
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Elements from one column to the next.
+    pub column_stride: usize,
 }
 
-/// C = A B, or C += A B: A is (m, k) with row stride `lda`, C is (m, n) with row stride `ldc`.
+impl<'a> Strided<'a> {
+    /// A row-major matrix.
+    pub fn rows(data: &'a [f32], row_stride: usize) -> Self {
+        Strided { data, row_stride, column_stride: 1 }
+    }
+
+    /// The transpose of a row-major matrix whose rows are `row_stride` elements apart.
+    pub fn transposed(data: &'a [f32], row_stride: usize) -> Self {
+        Strided { data, row_stride: 1, column_stride: row_stride }
+    }
+}
+
+/// B (k, n) of a product, in panels of [`Isa::panel`] columns and a last one of what remains, a multiple of
+/// [`Isa::lanes`].
+#[derive(Clone, Copy)]
+pub struct Panels<'a> {
+    data: &'a [f32],
+    /// Elements from one panel to the next.
+    panel_stride: usize,
+    /// Elements from one row to the next, unless that is the panel's width.
+    row_stride: Option<usize>,
+    first_row: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Panels one after another, each a contiguous (depth, panel) array: `panel_stride` is depth times [`Isa::panel`].
+    pub fn packed(data: &'a [f32], panel_stride: usize) -> Self {
+        Panels { data, panel_stride, row_stride: None, first_row: 0 }
+    }
+
+    /// A row-major matrix, read as it lies: worth it where few rows of A use it.
+    pub fn rows(isa: Isa, data: &'a [f32], row_stride: usize) -> Self {
+        Panels { data, panel_stride: isa.panel(), row_stride: Some(row_stride), first_row: 0 }
+    }
+
+    /// The rows from `row` on.
+    pub fn rows_from(self, row: usize) -> Self {
+        Panels { first_row: self.first_row + row, ..self }
+    }
+
+    /// The columns from a whole panel on.
+    pub fn panels_from(self, panel: usize) -> Self {
+        Panels { data: &self.data[(panel * self.panel_stride).min(self.data.len())..], ..self }
+    }
+}
+
+/// C = A B, or C += A B: A is (m, k), C is (m, n) with row stride `c_stride`.
 ///
 /// `n` is a multiple of [`Isa::lanes`]. Panics where a slice is too short.
 pub fn gemm(
     isa: Isa,
     (m, n, k): (usize, usize, usize),
-    a: &[f32],
-    lda: usize,
-    b: Packed<'_>,
+    a: Strided<'_>,
+    b: Panels<'_>,
     c: &mut [f32],
-    ldc: usize,
-    accumulate: bool,
-) {
-    gemm_at(isa, (m, n, k), a, lda, b, 0, c, ldc, accumulate);
-}
-
-/// [`gemm`] with B's rows from `first_row` on.
-pub fn gemm_at(
-    isa: Isa,
-    (m, n, k): (usize, usize, usize),
-    a: &[f32],
-    lda: usize,
-    b: Packed<'_>,
-    first_row: usize,
-    c: &mut [f32],
-    ldc: usize,
+    c_stride: usize,
     accumulate: bool,
 ) {
     if m == 0 || n == 0 || (k == 0 && accumulate) {
         return;
     }
     let (lanes, panel) = (isa.lanes(), isa.panel());
-    assert!(n.is_multiple_of(lanes), "packed columns are whole vectors");
-    assert!(c.len() >= (m - 1) * ldc + n, "C holds m x n");
-    assert!(k == 0 || a.len() >= (m - 1) * lda + k, "A holds m x k");
-    let full_panels = n / panel;
-    let tail = n % panel;
-    assert!(
-        full_panels == 0 || b.data.len() >= (full_panels - 1) * b.panel_stride + (first_row + k) * panel,
-        "B holds k x n"
-    );
-    assert!(tail == 0 || b.data.len() >= full_panels * b.panel_stride + (first_row + k) * tail, "B holds k x n");
-    isa.run(Gemm { m, n, k, a, lda, b, first_row, c, ldc, accumulate });
+    assert!(n.is_multiple_of(lanes), "columns are whole vectors");
+    assert!(c.len() >= (m - 1) * c_stride + n, "C holds m x n");
+    if k > 0 {
+        assert!(a.data.len() > (m - 1) * a.row_stride + (k - 1) * a.column_stride, "A holds m x k");
+        let end_of = |panels: usize, width: usize| {
+            panels * b.panel_stride + (b.first_row + k - 1) * b.row_stride.unwrap_or(width) + width
+        };
+        let (full, tail) = (n / panel, n % panel);
+        assert!(full == 0 || b.data.len() >= end_of(full - 1, panel), "B holds k x n");
+        assert!(tail == 0 || b.data.len() >= end_of(full, tail), "B holds k x n");
+    }
+    isa.run(Gemm { m, n, k, a, b, c, c_stride, accumulate });
 }
 
 struct Gemm<'a> {
     m: usize,
     n: usize,
     k: usize,
-    a: &'a [f32],
-    lda: usize,
-    b: Packed<'a>,
-    first_row: usize,
+    a: Strided<'a>,
+    b: Panels<'a>,
     c: &'a mut [f32],
-    ldc: usize,
+    c_stride: usize,
     accumulate: bool,
 }
 
@@ -84,14 +114,16 @@ impl Task for Gemm<'_> {
         let panel = S::PANEL_VECTORS * S::LANES;
         for column in (0..self.n).step_by(panel) {
             let width = panel.min(self.n - column);
-            // SAFETY: `gemm_at` has checked the bounds of the whole product.
+            let row_stride = self.b.row_stride.unwrap_or(width);
+            let b =
+                self.b.data.as_ptr().wrapping_add(column / panel * self.b.panel_stride + self.b.first_row * row_stride);
+            // SAFETY: `gemm` has checked the bounds of the whole product.
             unsafe {
-                let b = self.b.data.as_ptr().add(column / panel * self.b.panel_stride + self.first_row * width);
                 match width / S::LANES {
-                    4 => self.column::<S, 4>(column, b),
-                    3 => self.column::<S, 3>(column, b),
-                    2 => self.column::<S, 2>(column, b),
-                    _ => self.column::<S, 1>(column, b),
+                    4 => self.column::<S, 4>(column, b, row_stride),
+                    3 => self.column::<S, 3>(column, b, row_stride),
+                    2 => self.column::<S, 2>(column, b, row_stride),
+                    _ => self.column::<S, 1>(column, b, row_stride),
                 }
             }
         }
@@ -100,7 +132,7 @@ impl Task for Gemm<'_> {
 
 impl Gemm<'_> {
     #[inline(always)]
-    unsafe fn column<S: Simd, const NV: usize>(&mut self, column: usize, b: *const f32) {
+    unsafe fn column<S: Simd, const NV: usize>(&mut self, column: usize, b: *const f32, b_stride: usize) {
         if NV > S::PANEL_VECTORS {
             return;
         }
@@ -108,8 +140,8 @@ impl Gemm<'_> {
         macro_rules! blocks {
             ($($rows:literal)+) => {$(
                 while S::PANEL_ROWS >= $rows && self.m - row >= $rows {
-                    // SAFETY: the rows exist, and `gemm_at` has checked the bounds.
-                    unsafe { self.block::<S, $rows, NV>(row, column, b) };
+                    // SAFETY: the rows exist, and `gemm` has checked the bounds.
+                    unsafe { self.block::<S, $rows, NV>(row, column, b, b_stride) };
                     row += $rows;
                 }
             )+};
@@ -118,35 +150,44 @@ impl Gemm<'_> {
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize>(&mut self, row: usize, column: usize, b: *const f32) {
-        // SAFETY: `gemm_at` has checked that A, B and C hold these rows and columns.
+    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+        mut b: *const f32,
+        b_stride: usize,
+    ) {
+        let (a_row, a_column) = (self.a.row_stride, self.a.column_stride);
+        // SAFETY: `gemm` has checked that A, B and C hold these rows and columns; pointers past them are not read.
         unsafe {
-            let a = self.a.as_ptr().add(row * self.lda);
-            let c = self.c.as_mut_ptr().add(row * self.ldc + column);
+            let mut a = self.a.data.as_ptr().wrapping_add(row * a_row);
+            let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
             let mut acc = [[S::splat(0.0); NV]; ROWS];
             if self.accumulate {
                 for r in 0..ROWS {
                     for v in 0..NV {
-                        acc[r][v] = S::load(c.add(r * self.ldc + v * S::LANES));
+                        acc[r][v] = S::load(c.add(r * self.c_stride + v * S::LANES));
                     }
                 }
             }
-            for k in 0..self.k {
+            for _ in 0..self.k {
                 // No closure: it would be compiled without the instruction set.
                 let mut b_row = [S::splat(0.0); NV];
                 for v in 0..NV {
-                    b_row[v] = S::load(b.add((k * NV + v) * S::LANES));
+                    b_row[v] = S::load(b.add(v * S::LANES));
                 }
                 for r in 0..ROWS {
-                    let x = S::splat(*a.add(r * self.lda + k));
+                    let x = S::splat(*a.add(r * a_row));
                     for v in 0..NV {
                         acc[r][v] = S::fma(x, b_row[v], acc[r][v]);
                     }
                 }
+                a = a.wrapping_add(a_column);
+                b = b.wrapping_add(b_stride);
             }
             for r in 0..ROWS {
                 for v in 0..NV {
-                    S::store(c.add(r * self.ldc + v * S::LANES), acc[r][v]);
+                    S::store(c.add(r * self.c_stride + v * S::LANES), acc[r][v]);
                 }
             }
         }
@@ -185,21 +226,23 @@ mod tests {
                 assert_eq!(columns, rows);
                 let padded = isa.pad(n);
                 let mut c = vec![0.5f32; m * padded];
-                gemm(isa, (m, padded, k), &a, k, shape.view(&rows), &mut c, padded, true);
+                gemm(isa, (m, padded, k), Strided::rows(&a, k), shape.view(&rows), &mut c, padded, true);
                 let split = k / 3;
                 let mut parts = vec![f32::NAN; m * padded];
-                gemm_at(isa, (m, padded, split), &a, k, shape.view(&rows), 0, &mut parts, padded, false);
-                gemm_at(
-                    isa,
-                    (m, padded, k - split),
-                    &a[split.min(a.len())..],
-                    k,
-                    shape.view(&rows),
-                    split,
-                    &mut parts,
-                    padded,
-                    true,
-                );
+                let head = Strided::rows(&a, k);
+                gemm(isa, (m, padded, split), head, shape.view(&rows), &mut parts, padded, false);
+                let rest = Strided::rows(&a[split.min(a.len())..], k);
+                let b_rest = shape.view(&rows).rows_from(split);
+                gemm(isa, (m, padded, k - split), rest, b_rest, &mut parts, padded, true);
+                // The same from A's transpose and B as it lies, in rows longer than they need be.
+                let a_transposed: Vec<f32> = (0..k * m).map(|i| a[i % m * k + i / m]).collect();
+                let stride = padded + 3;
+                let b_rows: Vec<f32> = (0..k * stride)
+                    .map(|i| if i % stride < n { b[i % stride * k + i / stride] } else { 7.0 })
+                    .collect();
+                let mut in_place = vec![f32::NAN; m * padded];
+                let (a_view, b_view) = (Strided::transposed(&a_transposed, m), Panels::rows(isa, &b_rows, stride));
+                gemm(isa, (m, padded, k), a_view, b_view, &mut in_place, padded, false);
                 for i in 0..m {
                     for j in 0..n {
                         let exact: f64 = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[j * k + x])).sum();
@@ -208,7 +251,9 @@ mod tests {
                             "{} {m} {n} {k}",
                             isa.name()
                         );
-                        assert!((f64::from(parts[i * padded + j]) - exact).abs() < 1e-4, "{} {m} {n} {k}", isa.name());
+                        for got in [parts[i * padded + j], in_place[i * padded + j]] {
+                            assert!((f64::from(got) - exact).abs() < 1e-4, "{} {m} {n} {k}", isa.name());
+                        }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Rows of K and V as the packed operands of [`super::gemm`], and rows of any dtype as f32.
 
-use super::gemm::Packed;
+use super::gemm::Panels;
 use super::isa::{Isa, Task};
 use super::vector::{MAX_LANES, Simd, Stored};
 use crate::tensor::Tensor;
@@ -30,8 +30,8 @@ impl PackedShape {
     }
 
     /// The operand in packed memory.
-    pub fn view<'a>(&self, data: &'a [f32]) -> Packed<'a> {
-        Packed { data, panel_stride: self.depth * self.isa.panel() }
+    pub fn view<'a>(&self, data: &'a [f32]) -> Panels<'a> {
+        Panels::packed(data, self.depth * self.isa.panel())
     }
 }
 
