@@ -9,10 +9,10 @@ use std::hint::black_box;
 use attn_kernels::cpu;
 use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::kernel::PlanContext;
-use attn_kernels::pattern::Visibility;
-use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Layout, Pattern, Phase};
-use attn_kernels::tensor::{ElementType, Tensor};
+use attn_kernels::kernel::{Plan, PlanContext};
+use attn_kernels::problem::{AttentionProblem, Phase};
+use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
+use attn_kernels::work::Work;
 use rayon::prelude::*;
 
 /// Twelve independent chains of FMAs, more than latency times ports on any CPU, whose operands change from step to step and
@@ -114,35 +114,67 @@ fn best_seconds<T>(calls: usize, mut call: impl FnMut() -> T) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-fn cases() -> Vec<(&'static str, AttentionProblem)> {
-    let prefill = |heads, n, d| AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, heads, (n, n), d);
-    let decode = |dtype, heads, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, heads, (1, k), 128);
-    let causal = |problem| AttentionProblem { causal: true, ..problem };
-    let window = |problem| AttentionProblem { pattern: Pattern::Window { left: 255, right: 0 }, ..problem };
-    let paged = |problem| AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem };
-    let mut cases = vec![
-        ("flash", prefill((8, 8), 512, 64)),
-        ("flash", causal(prefill((8, 8), 512, 64))),
-        ("flash", prefill((8, 8), 2048, 64)),
-        ("flash", causal(prefill((8, 8), 2048, 64))),
-        ("flash", prefill((32, 8), 1024, 128)),
-        ("flash", causal(prefill((32, 8), 1024, 128))),
-        ("flash", window(prefill((8, 8), 4096, 64))),
-        ("flash", AttentionProblem { dtype: Dtype::Bf16, dtype_kv: Dtype::Bf16, ..prefill((8, 8), 2048, 64) }),
-        ("flash1", prefill((8, 8), 2048, 64)),
-        ("naive", prefill((8, 8), 2048, 64)),
-        ("split_kv", AttentionProblem::softmax(Phase::Append, Dtype::F32, 1, (32, 8), (64, 4096), 128)),
-    ];
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        cases.push(("split_kv", decode(dtype, (32, 8), 8192)));
-        cases.push(("split_kv", decode(dtype, (32, 8), 65536)));
-        cases.push(("split_kv", decode(dtype, (32, 32), 65536)));
-        cases.push(("split_kv", decode(dtype, (32, 1), 65536)));
-        cases.push(("paged", paged(decode(dtype, (32, 8), 65536))));
+/// Kernels and problems by their ids, as suites print them.
+const CASES: &[(&str, &str)] = &[
+    ("flash", "softmax/prefill/full/f32/b1/h8:8/q512/k512/d64"),
+    ("flash", "softmax/prefill/full+causal/f32/b1/h8:8/q512/k512/d64"),
+    ("flash", "softmax/prefill/full/f32/b1/h8:8/q2048/k2048/d64"),
+    ("flash", "softmax/prefill/full+causal/f32/b1/h8:8/q2048/k2048/d64"),
+    ("flash", "softmax/prefill/full/f32/b1/h32:8/q1024/k1024/d128"),
+    ("flash", "softmax/prefill/full+causal/f32/b1/h32:8/q1024/k1024/d128"),
+    ("flash", "softmax/prefill/window:255,0/f32/b1/h8:8/q4096/k4096/d64"),
+    ("flash", "softmax/prefill/full/bf16/b1/h8:8/q2048/k2048/d64"),
+    ("flash", "softmax/backward/full/f32/b1/h8:8/q2048/k2048/d64"),
+    ("flash", "softmax/backward/full+causal/f32/b1/h8:8/q2048/k2048/d64"),
+    ("flash", "softmax/backward/full/f32/b1/h32:8/q1024/k1024/d128"),
+    ("flash1", "softmax/prefill/full/f32/b1/h8:8/q2048/k2048/d64"),
+    ("naive", "softmax/prefill/full/f32/b1/h8:8/q2048/k2048/d64"),
+    ("split_kv", "softmax/append/full/f32/b1/h32:8/q64/k4096/d128"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k8192/d128"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128/bhsd"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:32/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:1/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/f16/b1/h32:8/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/f16/b1/h32:32/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/bf16/b1/h32:8/q1/k65536/d128"),
+    ("split_kv", "softmax/decode/full/bf16/b1/h32:32/q1/k65536/d128"),
+    ("paged", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128/page=16"),
+    ("block_sparse", "softmax/prefill/full/f32/b1/h4:4/q4096/k4096/d64"),
+    ("block_sparse", "softmax/prefill/window:1023,0/f32/b1/h4:4/q16384/k16384/d64"),
+    ("block_sparse", "softmax/prefill/bigbird:block=64,global=2,random=3,window=3/f32/b1/h4:4/q16384/k16384/d64"),
+    ("block_sparse", "softmax/prefill/longformer:256,1/f32/b1/h4:4/q16384/k16384/d64"),
+    ("block_sparse", "softmax/prefill/dilated:256,4/f32/b1/h4:4/q16384/k16384/d64"),
+    ("block_sparse", "softmax/prefill/strided:128+causal/f32/b1/h4:4/q16384/k16384/d64"),
+    ("block_sparse", "softmax/prefill/fixed:128,16+causal/f32/b1/h4:4/q16384/k16384/d64"),
+    ("linear", "linear/prefill/full/f32/b1/h4:4/q16384/k16384/d64"),
+    ("linear", "linear/prefill/full+causal/f32/b1/h4:4/q16384/k16384/d64"),
+    ("linear", "linear/decode/full+causal/f32/b64/h16:16/q1/k4096/d64"),
+    ("linformer", "linformer/prefill/full/f32/b1/h4:4/q16384/k16384/d64"),
+    ("mla", "mla/prefill/full+causal/f32/b1/h16:16/q1024/k1024/d192:128"),
+    ("mla", "mla/decode/full/f32/b1/h128:1/q1/k8192/d576:512"),
+    ("mla", "mla/decode/full/f32/b1/h16:1/q1/k8192/d576:512"),
+];
+
+/// The inputs of a problem; those of a backward have O and the log-sum-exps of its forward.
+fn inputs_of(problem: &AttentionProblem, threads: usize) -> TensorSet {
+    let mut inputs = Generator::new(problem, &InputSpec::new(problem, 1), 0).inputs();
+    if problem.phase == Phase::Backward {
+        let forward = AttentionProblem { phase: Phase::Prefill, deterministic: false, ..problem.clone() };
+        let mut outputs = input::outputs(&forward);
+        let (element, dims) = input::tensor_shape(problem, TensorName::Lse);
+        outputs.insert(TensorName::Lse, Tensor::zeros(element, &dims));
+        plan("flash", &forward, &inputs, threads).run(&inputs, &mut outputs);
+        for (name, tensor) in outputs.iter() {
+            inputs.insert(name, tensor.clone());
+        }
     }
-    let bhsd = AttentionProblem { layout: Layout::Bhsd, ..decode(Dtype::F32, (32, 8), 65536) };
-    cases.push(("split_kv", bhsd));
-    cases
+    inputs
+}
+
+fn plan(kernel: &str, problem: &AttentionProblem, inputs: &TensorSet, threads: usize) -> Box<dyn Plan> {
+    let context = PlanContext { problem, static_tensors: inputs, threads, available_bytes: u64::MAX };
+    cpu::find(kernel).expect("a kernel").plan(&context).expect("a plan")
 }
 
 fn main() {
@@ -153,38 +185,22 @@ fn main() {
     let mut stream = Tensor::zeros(ElementType::F32, &[1 << 26]);
     stream.as_mut_slice::<f32>().fill(1.0);
     println!("{} on {threads} threads", Isa::best().name());
-    for (name, problem) in cases() {
-        let lengths = (problem.lengths_q()[0], problem.lengths_kv()[0]);
-        let label = format!(
-            "{name} {} {}{} {} {}:{} q{} k{} d{}{}",
-            problem.phase.name(),
-            problem.pattern.name(),
-            if problem.causal { "+causal" } else { "" },
-            problem.dtype.name(),
-            problem.heads_q,
-            problem.heads_kv,
-            lengths.0,
-            lengths.1,
-            problem.head_dim_qk,
-            if problem.layout == Layout::Bhsd { " bhsd" } else { "" }
-        );
+    for (name, id) in CASES {
+        let label = format!("{name} {id}");
         if !label.contains(&filter) {
             continue;
         }
+        let problem: AttentionProblem = id.parse().expect("a problem's id");
         pool.install(|| {
-            let generator_spec = InputSpec::new(&problem, 1);
-            let inputs = Generator::new(&problem, &generator_spec, 0).inputs();
+            let inputs = inputs_of(&problem, threads);
             let mut outputs = input::outputs(&problem);
-            let context =
-                PlanContext { problem: &problem, static_tensors: &inputs, threads, available_bytes: u64::MAX };
-            let mut plan = cpu::find(name).expect("a kernel").plan(&context).expect("a plan");
-            let bytes = input::tensor_bytes(&problem) as f64;
-            let pairs = Visibility::new(&problem, lengths.0, lengths.1).pairs(0) as f64;
-            let flops = 4.0 * pairs * (problem.batch * problem.heads_q * problem.head_dim_qk) as f64;
+            let mut plan = plan(name, &problem, &inputs, threads);
+            let work = Work::of(&problem);
+            let (bytes, flops) = (work.bytes() as f64, work.flops as f64);
             let (fma, read) = (fma_rate(), read_rate(stream.as_slice()));
             let seconds = best_seconds(7, || plan.run(&inputs, &mut outputs));
             println!(
-                "{label:<52} {:9.3} ms {:7.1} GFLOP/s ({:3.0} % of FMA {:4.0}) {:6.1} GB/s ({:3.0} % of read {:4.1})",
+                "{label:<80} {:9.3} ms {:7.1} GFLOP/s ({:3.0} % of FMA {:4.0}) {:6.1} GB/s ({:3.0} % of read {:4.1})",
                 seconds * 1e3,
                 flops / seconds / 1e9,
                 100.0 * flops / seconds / fma,
