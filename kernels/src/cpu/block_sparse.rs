@@ -13,18 +13,22 @@
 //!   dilated window, that is a second sweep;
 //! * **BigBird**'s lists differ a head where blocks are drawn.
 //!
-//! Tiles: 64 queries by 64 keys; see [`super::tiled`]. Rows with the most keys, such as global ones, are started first:
+//! Tiles: 64 queries by 128 keys; see [`super::tiled`]. Rows with the most keys, such as global ones, are started first:
 //! started last they would be what all threads wait for. It aims at the FMA rate: 2 pairs (d_qk + d_v) FLOPs a head.
 
-use super::access::Tokens;
-use super::tiled::{KeyList, Part, QUERY_TILE, Reach, Schedule, Sweeps, TiledPlan};
+use super::key_list::{KeyList, Part, Reach, Tokens};
+use super::simd::Isa;
+use super::tiled::{QUERY_TILE, Schedule, Sweeps, TiledPlan};
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::pattern::bigbird::{Bigbird, Draw};
 use crate::problem::{AttentionProblem, Bias, Mechanism, Pattern, Phase};
 
-/// Softmax attention over block lists.
-pub struct BlockSparse;
+/// Softmax attention over block lists; `isa` is the widest of the machine unless given.
+pub struct BlockSparse {
+    /// Instruction set to use.
+    pub isa: Option<Isa>,
+}
 
 impl Kernel for BlockSparse {
     fn name(&self) -> &'static str {
@@ -54,7 +58,7 @@ impl Kernel for BlockSparse {
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
         self.supports(context.problem)?;
-        Ok(Box::new(TiledPlan::new(context, sweeps(context.problem))?))
+        Ok(Box::new(TiledPlan::new(self.isa.unwrap_or_else(Isa::best), context, sweeps(context.problem))?))
     }
 }
 

@@ -36,7 +36,8 @@ impl<'a> Call<'a> {
         Call {
             q: inputs.get(TensorName::Q),
             k: inputs.get(TensorName::K),
-            v: inputs.get(TensorName::V),
+            // Absorbed MLA has one latent row a token: its head is the value.
+            v: inputs.get(if problem.is_absorbed_mla() { TensorName::K } else { TensorName::V }),
             sinks: problem.sinks.then(|| inputs.get(TensorName::Sinks).as_slice()),
             rules: ScoreRules::new(problem, slopes, inputs),
             scale: problem.effective_scale() as f32,

@@ -1,4 +1,4 @@
-//! Flash-decoding: what `split_kv` and `paged` share (Dao, Haziza, Massa and Sizov 2023, "Flash-Decoding for long-context
+//! Flash-decoding: what `split_kv`, `paged` and the absorbed decode of `mla` share (Dao, Haziza, Massa and Sizov 2023, "Flash-Decoding for long-context
 //! inference"; the combination is that of partial softmaxes in Rabe and Staats 2021).
 //!
 //! The keys of a sequence are split; each split attends on its own, for the whole query group of a KV head at once, so
@@ -43,7 +43,7 @@ const WANTED_TASKS: usize = 128;
 /// Keys of a split at least: the combination then costs little beside reading them.
 const MIN_SPLIT_KEYS: usize = 256;
 
-/// What both kernels take, whatever the layout of K and V.
+/// What `split_kv` and `paged` take, whatever the layout of K and V.
 pub(crate) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
     let refuse = |text: String| Err(KernelError::Unsupported(format!("{kernel} {text}")));
     if problem.mechanism != Mechanism::Softmax {
@@ -107,7 +107,7 @@ struct Layout {
     packer: BlockPacker,
 }
 
-/// A plan of `split_kv` or `paged`.
+/// A plan of `split_kv`, `paged` or `mla`'s decode.
 pub(crate) struct DecodePlan {
     layout: Layout,
     /// Largest score, sum and weighted values of every row of every split.
@@ -128,6 +128,9 @@ impl DecodePlan {
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         let (lengths_q, lengths_kv) = (problem.lengths_q(), problem.lengths_kv());
         let group = problem.group_size();
+        let page_table = context.static_tensors.find(TensorName::PageTable);
+        // Absorbed MLA's values are the heads of its keys.
+        let row_v = if problem.is_absorbed_mla() { dim_qk } else { dim_v };
         let longest = lengths_q.iter().copied().max().unwrap_or(0);
         let streams = longest * group <= STREAM_ROWS;
         let mut layout = Layout {
@@ -139,8 +142,8 @@ impl DecodePlan {
             streams,
             slopes: alibi_slopes(problem),
             rows_q: Rows::of_queries(problem, dim_qk),
-            rows_k: Rows::of_keys(problem, dim_qk, context.static_tensors.find(TensorName::PageTable)),
-            rows_v: Rows::of_keys(problem, dim_v, context.static_tensors.find(TensorName::PageTable)),
+            rows_k: Rows::of_keys(problem, dim_qk, page_table),
+            rows_v: Rows::of_keys(problem, row_v, page_table),
             rows_o: Rows::of_queries(problem, dim_v),
             packer: BlockPacker { isa, block: BLOCK_KEYS, dim_qk, dim_v },
         };
@@ -273,9 +276,9 @@ impl Layout {
             starts(&self.rows_k, next.min(keys.end), &mut scratch.next_offsets);
             let len = scratch.key_offsets.len();
             let width = isa.pad(len);
-            let key_rows = stored_rows(call.k, &self.rows_k, heads, &scratch.key_offsets);
-            let value_rows = stored_rows(call.v, &self.rows_v, heads, &scratch.value_offsets);
-            let next_rows = stored_rows(call.k, &self.rows_k, heads, &scratch.next_offsets);
+            let key_rows = stored_rows(call.k, &self.rows_k, heads, dim_qk, &scratch.key_offsets);
+            let value_rows = stored_rows(call.v, &self.rows_v, heads, self.problem.head_dim_v, &scratch.value_offsets);
+            let next_rows = stored_rows(call.k, &self.rows_k, heads, dim_qk, &scratch.next_offsets);
             let scores = &mut scratch.scores.as_mut_slice::<f32>()[..heads * count * width];
             stream::scores(isa, &queries[..heads * count * padded], key_rows, Some(&value_rows), scores, width);
             for (index, row) in scratch.rows.iter().enumerate() {
@@ -314,7 +317,8 @@ impl Layout {
                 (call.k, &self.rows_k),
                 (call.v, &self.rows_v),
                 (task.sequence, task.heads.start),
-                (first, len),
+                len,
+                |index| first + index,
                 &mut scratch.key_offsets,
                 packed,
             );
@@ -361,9 +365,9 @@ impl Layout {
     }
 }
 
-/// Rows of `heads` heads; `offsets` are those of the first.
-fn stored_rows<'a>(tensor: &'a Tensor, rows: &Rows, heads: usize, offsets: &'a [usize]) -> StoredRows<'a> {
-    StoredRows { tensor, offsets, heads, head_stride: rows.head_stride(), dim: rows.dim }
+/// The first `dim` elements of rows of `heads` heads; `offsets` are those of the first.
+fn stored_rows<'a>(tensor: &'a Tensor, rows: &Rows, heads: usize, dim: usize, offsets: &'a [usize]) -> StoredRows<'a> {
+    StoredRows { tensor, offsets, heads, head_stride: rows.head_stride(), dim }
 }
 
 /// The partial results, which threads write at rows of their own.

@@ -114,7 +114,8 @@ struct Scratch {
     scores: Tensor,
 }
 
-struct FlashPlan {
+/// A plan of a forward problem.
+pub(crate) struct FlashPlan {
     layout: FlashLayout,
     packed: Tensor,
     scratches: Vec<Scratch>,
@@ -140,7 +141,8 @@ fn f32s(elements: usize) -> Tensor {
 }
 
 impl FlashPlan {
-    fn new(isa: Isa, context: &PlanContext<'_>) -> Result<FlashPlan, KernelError> {
+    /// Packs nothing yet: fixes tiles and waves, and allocates their memory.
+    pub(crate) fn new(isa: Isa, context: &PlanContext<'_>) -> Result<FlashPlan, KernelError> {
         let problem = context.problem;
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         let packer = BlockPacker { isa, block: BLOCK_KEYS, dim_qk, dim_v };
@@ -244,11 +246,13 @@ impl FlashLayout {
         let unit = &wave.units[unit];
         // SAFETY: each (unit, block) has its own place.
         let out = unsafe { packed.slice(self.place(unit, block).start, self.packer.block_elements()) };
+        let (first, len) = self.extent(unit, block);
         self.packer.pack(
             (inputs.get(TensorName::K), &self.rows_k),
             (inputs.get(TensorName::V), &self.rows_v),
             (unit.sequence, unit.head),
-            self.extent(unit, block),
+            len,
+            |index| first + index,
             offsets,
             out,
         );

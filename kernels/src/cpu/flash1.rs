@@ -174,7 +174,7 @@ impl Layout {
                     let (k, v) = ((call.k, &self.rows_k), (call.v, &self.rows_v));
                     let place = (sequence_index, head / self.problem.group_size());
                     let packed = scratch.packed.as_mut_slice();
-                    self.packer.pack(k, v, place, (first, len), &mut scratch.offsets, packed);
+                    self.packer.pack(k, v, place, len, |index| first + index, &mut scratch.offsets, packed);
                     is_packed = true;
                 }
                 self.visit(sequence_index, head, queries, (first, len), call, scratch);

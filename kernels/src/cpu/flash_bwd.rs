@@ -12,11 +12,12 @@
 //! Tiles: 64 keys by 64 queries; at d = 128 K, K^T, V^T, Q, dO, dK and dV take 32 KiB each. It aims at the FMA rate of five
 //! products a pair: 2 pairs (3 d_qk + 2 d_v) FLOPs a head.
 
-use super::access::{Sink, Source, Tokens};
+use super::access::{Sink, Source};
+use super::key_list::{KeyList, Part, Reach, Tokens};
 use super::online_tile::KEY_TILE;
 use super::schedule::for_each_task;
 use super::tile::{self, exp_rows, matmul, transpose};
-use super::tiled::{KeyList, Part, QUERY_TILE, Reach};
+use super::tiled::QUERY_TILE;
 use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};

@@ -10,27 +10,37 @@
 //! **Decode** is recurrent: S += k v^T, o = q S for one token after the other, from and to a state of constant size;
 //! parallel over heads and, where those are few, over columns of the state.
 //!
-//! Tiles: 64 positions; K and Q as (64, d_qk), K also transposed, scores (64, 64): about 100 KiB at d = 128, plus S of
-//! 64 KiB. Prefill aims at the FMA rate, 2 d_qk d_v (n_q + n_kv) FLOPs a head; decode at the bandwidth of reading and
+//! Tiles: 64 positions; K and Q as (64, d_qk), K and V also packed, scores (64, 64): about 150 KiB at d = 128, plus S of
+//! 64 KiB, which is read as it lies. Of the scores only what lies below the diagonal is computed, in steps of 16
+//! queries. Prefill aims at the FMA rate, 2 d_qk d_v (n_q + n_kv) FLOPs a head; decode at the bandwidth of reading and
 //! writing the state once.
 
-use super::access::{Sink, Source};
+use super::rows::SharedRows;
 use super::schedule::for_each_task;
-use super::tile::{matmul, transpose};
-use crate::input::{SharedMut, key_lengths};
+use super::simd::exp::{exp, load_padded, store_padded};
+use super::simd::gemm::{Panels, Strided, gemm};
+use super::simd::pack::{PackedShape, pack_columns, pack_rows, widen_row};
+use super::simd::{Isa, Simd, Task};
+use crate::input::key_lengths;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, FeatureMap, KvLayout, Mechanism, Pattern, Phase};
-use crate::tensor::{Rows, TensorName, TensorSet};
+use crate::shared_mut::SharedMut;
+use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// Positions a chunk.
 const CHUNK: usize = 64;
+/// Queries of a chunk that share a width of scores.
+const STEP: usize = 16;
 /// Added to the denominator of normalised attention.
 const EPSILON: f32 = 1e-6;
 /// Columns of the state below which decode does not cut further: a cache line.
 const MIN_COLUMNS: usize = 16;
 
-/// Linear attention: chunked prefill and recurrent decode.
-pub struct Linear;
+/// Linear attention: chunked prefill and recurrent decode; `isa` is the widest of the machine unless given.
+pub struct Linear {
+    /// Instruction set to use.
+    pub isa: Option<Isa>,
+}
 
 impl Kernel for Linear {
     fn name(&self) -> &'static str {
@@ -68,25 +78,84 @@ impl Kernel for Linear {
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
         self.supports(context.problem)?;
+        let isa = self.isa.unwrap_or_else(Isa::best);
         if context.problem.is_recurrent() {
-            Ok(Box::new(Recurrent::new(context)))
+            Ok(Box::new(Recurrent::new(isa, context)))
         } else {
-            Ok(Box::new(Chunked::new(context)?))
+            Ok(Box::new(Chunked::new(isa, context)?))
         }
     }
 }
 
 /// phi of each element, in place.
-fn apply(map: FeatureMap, row: &mut [f32]) {
+fn apply(isa: Isa, map: FeatureMap, values: &mut [f32]) {
     match map {
-        FeatureMap::Elu1 => super::tile::elu1(row),
-        FeatureMap::Relu => row.iter_mut().for_each(|x| *x = x.max(0.0)),
+        FeatureMap::Elu1 => isa.run(Elu1(values)),
+        FeatureMap::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
         FeatureMap::Identity => {}
+    }
+}
+
+/// elu(x) + 1.
+struct Elu1<'a>(&'a mut [f32]);
+
+impl Task for Elu1<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let zero = S::splat(0.0);
+        for chunk in self.0.chunks_mut(S::LANES) {
+            let x = load_padded::<S>(chunk);
+            // One of them is 1 or 0.
+            store_padded::<S>(S::add(exp::<S>(S::min(x, zero)), S::max(x, zero)), chunk);
+        }
+    }
+}
+
+/// to += from, element by element.
+struct Add<'a> {
+    to: &'a mut [f32],
+    from: &'a [f32],
+}
+
+impl Task for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for (to, from) in self.to.chunks_mut(S::LANES).zip(self.from.chunks(S::LANES)) {
+            store_padded::<S>(S::add(load_padded::<S>(to), load_padded::<S>(from)), to);
+        }
+    }
+}
+
+/// The sum of x y, and of z.
+struct DotPlusSum<'a> {
+    x: &'a [f32],
+    y: &'a [f32],
+    z: &'a [f32],
+}
+
+impl Task for DotPlusSum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let mut total = S::splat(0.0);
+        for (x, y) in self.x.chunks(S::LANES).zip(self.y.chunks(S::LANES)) {
+            total = S::fma(load_padded::<S>(x), load_padded::<S>(y), total);
+        }
+        for z in self.z.chunks(S::LANES) {
+            total = S::add(total, load_padded::<S>(z));
+        }
+        S::sum(total)
     }
 }
 
 /// What both forms know of the problem.
 struct Common {
+    isa: Isa,
     feature_map: FeatureMap,
     normalised: bool,
     scale: f32,
@@ -98,12 +167,13 @@ struct Common {
 }
 
 impl Common {
-    fn new(problem: &AttentionProblem) -> Self {
+    fn new(isa: Isa, problem: &AttentionProblem) -> Self {
         let Mechanism::Linear { feature_map, normalised } = problem.mechanism else {
             unreachable!("supports() refuses other mechanisms")
         };
         let lengths = key_lengths(problem);
         Common {
+            isa,
             feature_map,
             normalised,
             scale: problem.effective_scale() as f32,
@@ -113,6 +183,11 @@ impl Common {
             outputs: Rows::of_queries(problem, problem.head_dim_v),
             group: problem.group_size(),
         }
+    }
+
+    /// Elements of a row of S: whole vectors.
+    fn state_width(&self) -> usize {
+        self.isa.pad(self.values.dim)
     }
 
     /// What a row's numerator is multiplied by.
@@ -138,31 +213,37 @@ struct Chunked {
     segments: Vec<Segment>,
     /// Ranges of `segments` that belong to one head of one sequence.
     heads: Vec<std::ops::Range<usize>>,
-    /// Per segment S (d_qk, d_v) and its normaliser (d_qk): sums of the segment, then of what is before it.
-    states: Vec<f32>,
+    /// Per segment S (d_qk, d_v), rows padded to whole vectors, and its normaliser (d_qk): sums of the segment, then of
+    /// what is before it.
+    states: Tensor,
     scratches: Vec<ChunkScratch>,
 }
 
 struct ChunkScratch {
+    offsets: Vec<usize>,
     /// phi(K): (CHUNK, d_qk).
-    keys: Vec<f32>,
-    /// (d_qk, CHUNK).
-    keys_transposed: Vec<f32>,
-    /// (CHUNK, d_v).
-    values: Vec<f32>,
+    keys: Tensor,
+    /// phi(K)^T, packed.
+    keys_packed: Tensor,
+    /// V, packed.
+    values_packed: Tensor,
     /// phi(Q): (CHUNK, d_qk).
-    queries: Vec<f32>,
+    queries: Tensor,
     /// (CHUNK, CHUNK).
-    scores: Vec<f32>,
-    /// (CHUNK, d_v).
-    output: Vec<f32>,
+    scores: Tensor,
+    /// (CHUNK, d_v padded).
+    output: Tensor,
+}
+
+fn f32s(elements: usize) -> Tensor {
+    Tensor::zeros(ElementType::F32, &[elements])
 }
 
 impl Chunked {
-    fn new(context: &PlanContext<'_>) -> Result<Self, KernelError> {
+    fn new(isa: Isa, context: &PlanContext<'_>) -> Result<Self, KernelError> {
         let problem = context.problem;
-        let common = Common::new(problem);
-        let (dk, dv) = (problem.head_dim_qk, problem.head_dim_v);
+        let common = Common::new(isa, problem);
+        let (dk, width) = (problem.head_dim_qk, common.state_width());
         let query_offsets: Vec<i64> = (0..problem.batch)
             .map(|sequence| problem.query_offset(common.queries.lengths[sequence], common.keys.lengths[sequence]))
             .collect();
@@ -196,44 +277,45 @@ impl Chunked {
                 ranges.push(start..segments.len());
             }
         }
-        let state = dk * dv + dk;
-        let scratch = CHUNK * (3 * dk + 2 * dv + CHUNK);
-        context.check_workspace(4 * (segments.len() as u64 * state as u64 + (context.threads * scratch) as u64))?;
+        let state = dk * width + dk;
+        let packed_keys = dk * isa.pad(CHUNK);
+        let scratch = CHUNK * (2 * dk + 2 * width + CHUNK) + packed_keys;
+        context.check_workspace(4 * (segments.len() * state + context.threads * scratch) as u64)?;
+        let scratch = || ChunkScratch {
+            offsets: vec![0; CHUNK],
+            keys: f32s(CHUNK * dk),
+            keys_packed: f32s(packed_keys),
+            values_packed: f32s(CHUNK * width),
+            queries: f32s(CHUNK * dk),
+            scores: f32s(CHUNK * CHUNK),
+            output: f32s(CHUNK * width),
+        };
         Ok(Chunked {
-            common,
             causal: problem.causal,
             query_offsets,
-            states: vec![0.0; segments.len() * state],
+            states: f32s(segments.len() * state),
             segments,
             heads: ranges,
-            scratches: (0..context.threads)
-                .map(|_| ChunkScratch {
-                    keys: vec![0.0; CHUNK * dk],
-                    keys_transposed: vec![0.0; dk * CHUNK],
-                    values: vec![0.0; CHUNK * dv],
-                    queries: vec![0.0; CHUNK * dk],
-                    scores: vec![0.0; CHUNK * CHUNK],
-                    output: vec![0.0; CHUNK * dv],
-                })
-                .collect(),
+            scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),
+            common,
         })
     }
 }
 
 impl Plan for Chunked {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
-        let (dk, dv) = (self.common.keys.dim, self.common.values.dim);
-        let state_size = dk * dv + dk;
+        let (dk, isa) = (self.common.keys.dim, self.common.isa);
+        let state_size = dk * self.common.state_width() + dk;
         let call = Call {
             common: &self.common,
             query_offsets: &self.query_offsets,
-            q: Source::new(inputs.get(TensorName::Q)),
-            k: Source::new(inputs.get(TensorName::K)),
-            v: Source::new(inputs.get(TensorName::V)),
-            o: Sink::new(outputs, TensorName::O),
+            q: inputs.get(TensorName::Q),
+            k: inputs.get(TensorName::K),
+            v: inputs.get(TensorName::V),
+            o: SharedRows::new(outputs.get_mut(TensorName::O)),
         };
         let (segments, heads) = (&self.segments, &self.heads);
-        let states = SharedMut::new(&mut self.states);
+        let states = SharedMut::new(self.states.as_mut_slice::<f32>());
         let state = |segment: usize| {
             // SAFETY: in each pass a segment's state belongs to one item, and the scan's are different ones.
             unsafe { states.slice(segment * state_size, state_size) }
@@ -264,11 +346,11 @@ impl Plan for Chunked {
                 }
                 state(range.start).fill(0.0);
                 for segment in range.skip(2) {
-                    add(state(segment), state(segment - 1));
+                    isa.run(Add { to: state(segment), from: state(segment - 1) });
                 }
             } else {
                 for segment in range.clone().skip(1) {
-                    add(state(range.start), state(segment));
+                    isa.run(Add { to: state(range.start), from: state(segment) });
                 }
                 for segment in range.clone().skip(1) {
                     state(segment).copy_from_slice(state(range.start));
@@ -294,10 +376,6 @@ impl Plan for Chunked {
     }
 }
 
-fn add(to: &mut [f32], from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-}
-
 /// Keys of a chunk that queries of the same chunk see in part.
 #[derive(Clone, Copy)]
 struct LocalKeys {
@@ -310,51 +388,68 @@ struct LocalKeys {
 struct Call<'a> {
     common: &'a Common,
     query_offsets: &'a [i64],
-    q: Source<'a>,
-    k: Source<'a>,
-    v: Source<'a>,
-    o: Sink,
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    o: SharedRows,
 }
 
 impl Call<'_> {
     /// Loads phi(K) and V of the chunk at position `chunk`; returns how many keys there are.
     fn load_keys(&self, scratch: &mut ChunkScratch, segment: &Segment, chunk: usize) -> usize {
-        let Common { keys, values, feature_map, .. } = self.common;
-        let count = keys.lengths[segment.sequence].saturating_sub(chunk).min(CHUNK);
-        let row = (segment.sequence, segment.head);
-        self.k.read_tile(keys, row, count, |index| chunk + index, &mut scratch.keys);
-        apply(*feature_map, &mut scratch.keys[..count * keys.dim]);
-        self.v.read_tile(values, row, count, |index| chunk + index, &mut scratch.values);
+        let &Common { isa, ref keys, ref values, feature_map, .. } = self.common;
+        let &Segment { sequence, head, .. } = segment;
+        let count = keys.lengths[sequence].saturating_sub(chunk).min(CHUNK);
+        let rows = &mut scratch.keys.as_mut_slice::<f32>()[..count * keys.dim];
+        for (index, row) in rows.chunks_exact_mut(keys.dim).enumerate() {
+            widen_row(isa, self.k, keys.offset(sequence, head, chunk + index), keys.dim, 1.0, row);
+        }
+        apply(isa, feature_map, rows);
+        let offsets = &mut scratch.offsets[..count];
+        offsets.iter_mut().enumerate().for_each(|(index, at)| *at = values.offset(sequence, head, chunk + index));
+        let shape = PackedShape::new(isa, count, values.dim);
+        pack_rows(isa, self.v, offsets, values.dim, count, &mut scratch.values_packed.as_mut_slice()[..shape.len()]);
         count
+    }
+
+    /// Packs the chunk's phi(K)^T.
+    fn pack_keys(&self, scratch: &mut ChunkScratch, count: usize) {
+        let &Common { isa, ref keys, .. } = self.common;
+        let offsets = &mut scratch.offsets[..count];
+        offsets.iter_mut().enumerate().for_each(|(index, at)| *at = index * keys.dim);
+        let shape = PackedShape::new(isa, keys.dim, count);
+        pack_columns(isa, &scratch.keys, offsets, keys.dim, &mut scratch.keys_packed.as_mut_slice()[..shape.len()]);
     }
 
     /// S += K^T V, z += the sum of K's rows.
     fn add_keys(&self, scratch: &ChunkScratch, count: usize, state: &mut [f32]) {
-        let (dk, dv) = (self.common.keys.dim, self.common.values.dim);
-        let (sum, normaliser) = state.split_at_mut(dk * dv);
-        matmul((dk, dv, count), &scratch.keys, (1, dk), &scratch.values, dv, sum, dv, true);
+        let &Common { isa, ref keys, ref values, .. } = self.common;
+        let (dk, width) = (keys.dim, self.common.state_width());
+        let (sum, normaliser) = state.split_at_mut(dk * width);
+        let keys = scratch.keys.as_slice::<f32>();
+        let packed = PackedShape::new(isa, count, values.dim).view(scratch.values_packed.as_slice());
+        gemm(isa, (dk, width, count), Strided::transposed(keys, dk), packed, sum, width, true);
         if self.common.normalised {
-            for key in scratch.keys.chunks_exact(dk).take(count) {
-                add(normaliser, key);
+            for key in keys.chunks_exact(dk).take(count) {
+                isa.run(Add { to: normaliser, from: key });
             }
         }
     }
 
     fn causal_segment(&self, scratch: &mut ChunkScratch, segment: &Segment, state: &mut [f32]) {
-        let (dk, dv) = (self.common.keys.dim, self.common.values.dim);
         let len_q = self.common.queries.lengths[segment.sequence];
         let offset = self.query_offsets[segment.sequence];
         if segment.first == 0 {
             // Queries before the first key see nothing.
             let empty = (-offset).clamp(0, len_q as i64) as usize;
             for head in 0..self.common.group {
-                let row = &mut scratch.output[..dv];
+                let row = &mut scratch.output.as_mut_slice::<f32>()[..self.common.outputs.dim];
                 row.fill(0.0);
                 for token in 0..empty {
                     let head = segment.head * self.common.group + head;
                     let offset = self.common.outputs.offset(segment.sequence, head, token);
                     // SAFETY: this (sequence, head, token) belongs to this segment alone.
-                    unsafe { self.o.write(offset, row) };
+                    unsafe { self.o.write(offset, row, 1.0) };
                 }
             }
         }
@@ -367,7 +462,7 @@ impl Call<'_> {
             let keys = self.load_keys(scratch, segment, chunk);
             let (first, last) = (query_at(chunk), query_at(chunk + CHUNK));
             if first < last {
-                transpose((keys, dk), &scratch.keys, &mut scratch.keys_transposed, CHUNK);
+                self.pack_keys(scratch, keys);
                 let lead = (first as i64 + offset) as usize - chunk;
                 let local = Some(LocalKeys { count: keys, lead });
                 for head in 0..self.common.group {
@@ -389,33 +484,44 @@ impl Call<'_> {
         local: Option<LocalKeys>,
         state: &[f32],
     ) {
-        let Common { queries, outputs, feature_map, group, .. } = self.common;
-        let (dk, dv) = (queries.dim, outputs.dim);
+        let &Common { isa, ref queries, ref values, ref outputs, feature_map, group, .. } = self.common;
+        let (dk, width) = (queries.dim, self.common.state_width());
         let head = segment.head * group + head_in_group;
-        let (sum, normaliser) = state.split_at(dk * dv);
-        let ChunkScratch { queries: q, keys_transposed, values, scores, output, .. } = scratch;
-        self.q.read_tile(queries, (segment.sequence, head), count, |index| first + index, q);
-        apply(*feature_map, &mut q[..count * dk]);
-        matmul((count, dv, dk), q, (dk, 1), sum, dv, output, dv, false);
-        if let Some(LocalKeys { count: keys, lead }) = local {
-            matmul((count, keys, dk), q, (dk, 1), keys_transposed, CHUNK, scores, CHUNK, false);
-            for (row, scores) in scores.chunks_exact_mut(CHUNK).take(count).enumerate() {
-                scores[(lead + row + 1).min(keys)..keys].fill(0.0);
-            }
-            matmul((count, dv, keys), scores, (CHUNK, 1), values, dv, output, dv, true);
+        let (sum, normaliser) = state.split_at(dk * width);
+        let q = &mut scratch.queries.as_mut_slice::<f32>()[..count * dk];
+        for (index, row) in q.chunks_exact_mut(dk).enumerate() {
+            widen_row(isa, self.q, queries.offset(segment.sequence, head, first + index), dk, 1.0, row);
         }
-        for (row, output) in output.chunks_exact_mut(dv).take(count).enumerate() {
+        apply(isa, feature_map, q);
+        let output = scratch.output.as_mut_slice::<f32>();
+        gemm(isa, (count, width, dk), Strided::rows(q, dk), Panels::rows(isa, sum, width), output, width, false);
+        let scores = scratch.scores.as_mut_slice::<f32>();
+        if let Some(LocalKeys { count: keys, lead }) = local {
+            let keys_packed = PackedShape::new(isa, dk, keys).view(scratch.keys_packed.as_slice());
+            let values_packed = PackedShape::new(isa, keys, values.dim).view(scratch.values_packed.as_slice());
+            for from in (0..count).step_by(STEP) {
+                let to = count.min(from + STEP);
+                // What the last of these queries sees.
+                let seen = (lead + to).min(keys);
+                let scores = &mut scores[from * CHUNK..];
+                let queries = Strided::rows(&q[from * dk..], dk);
+                gemm(isa, (to - from, isa.pad(seen), dk), queries, keys_packed, scores, CHUNK, false);
+                for (index, scores) in scores.chunks_exact_mut(CHUNK).take(to - from).enumerate() {
+                    scores[(lead + from + index + 1).min(keys)..].fill(0.0);
+                }
+                let output = &mut output[from * width..];
+                gemm(isa, (to - from, width, seen), Strided::rows(scores, CHUNK), values_packed, output, width, true);
+            }
+        }
+        for (index, output) in output.chunks_exact(width).take(count).enumerate() {
             let mut denominator = 0.0;
             if self.common.normalised {
-                denominator = q[row * dk..][..dk].iter().zip(normaliser).map(|(q, z)| q * z).sum();
-                if let Some(LocalKeys { count: keys, .. }) = local {
-                    denominator += scores[row * CHUNK..][..keys].iter().sum::<f32>();
-                }
+                let scores = if local.is_some() { &scores[index * CHUNK..][..CHUNK] } else { &[] };
+                denominator = isa.run(DotPlusSum { x: &q[index * dk..][..dk], y: normaliser, z: scores });
             }
-            let factor = self.common.factor(denominator);
-            output.iter_mut().for_each(|x| *x *= factor);
+            let offset = outputs.offset(segment.sequence, head, first + index);
             // SAFETY: this (sequence, head, token) belongs to this segment alone.
-            unsafe { self.o.write(outputs.offset(segment.sequence, head, first + row), output) };
+            unsafe { self.o.write(offset, &output[..outputs.dim], self.common.factor(denominator)) };
         }
     }
 }
@@ -439,7 +545,7 @@ struct RecurrentScratch {
 }
 
 impl Recurrent {
-    fn new(context: &PlanContext<'_>) -> Self {
+    fn new(isa: Isa, context: &PlanContext<'_>) -> Self {
         let problem = context.problem;
         let (dk, dv, group) = (problem.head_dim_qk, problem.head_dim_v, problem.group_size());
         let heads = problem.batch * problem.heads_kv;
@@ -460,19 +566,19 @@ impl Recurrent {
             output: vec![0.0; group * columns],
         };
         let scratches = (0..context.threads).map(|_| scratch()).collect();
-        Recurrent { common: Common::new(problem), heads_kv: problem.heads_kv, items, scratches }
+        Recurrent { common: Common::new(isa, problem), heads_kv: problem.heads_kv, items, scratches }
     }
 }
 
 impl Plan for Recurrent {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
-        let Common { feature_map, normalised, group, .. } = self.common;
+        let Common { isa, feature_map, normalised, group, .. } = self.common;
         let common = &self.common;
         let (dk, dv, heads_kv) = (common.keys.dim, common.values.dim, self.heads_kv);
-        let [q, k, v] = [TensorName::Q, TensorName::K, TensorName::V].map(|name| Source::new(inputs.get(name)));
+        let [q, k, v] = [TensorName::Q, TensorName::K, TensorName::V].map(|name| inputs.get(name));
         let state_in = inputs.get(TensorName::StateIn).as_slice::<f32>();
         let normaliser_in = normalised.then(|| inputs.get(TensorName::NormaliserIn).as_slice::<f32>());
-        let o = Sink::new(outputs, TensorName::O);
+        let o = SharedRows::new(outputs.get_mut(TensorName::O));
         let state_out = SharedMut::new(outputs.get_mut(TensorName::StateOut).as_mut_slice::<f32>());
         let normaliser_out =
             normalised.then(|| SharedMut::new(outputs.get_mut(TensorName::NormaliserOut).as_mut_slice::<f32>()));
@@ -493,15 +599,17 @@ impl Plan for Recurrent {
                 (0..dk).for_each(|row| state_row(row).copy_from_slice(state_in_row(row)));
             }
             for token in 0..tokens {
-                k.read(common.keys.offset(sequence, head, token), key);
-                apply(feature_map, key);
-                v.read(common.values.offset(sequence, head, token) + first, &mut value[..columns]);
+                widen_row(isa, k, common.keys.offset(sequence, head, token), dk, 1.0, key);
+                apply(isa, feature_map, key);
+                let offset = common.values.offset(sequence, head, token) + first;
+                widen_row(isa, v, offset, columns, 1.0, &mut value[..columns]);
                 for in_group in 0..group {
                     let query = &mut queries[in_group * dk..][..dk];
-                    q.read(common.queries.offset(sequence, head * group + in_group, token), query);
-                    apply(feature_map, query);
+                    let offset = common.queries.offset(sequence, head * group + in_group, token);
+                    widen_row(isa, q, offset, dk, 1.0, query);
+                    apply(isa, feature_map, query);
                 }
-                add(normaliser, key);
+                isa.run(Add { to: normaliser, from: key });
                 output.fill(0.0);
                 for row in 0..dk {
                     let state = state_row(row);
@@ -516,12 +624,10 @@ impl Plan for Recurrent {
                 }
                 for (in_group, output) in output.chunks_exact_mut(columns).take(group).enumerate() {
                     let query = &queries[in_group * dk..][..dk];
-                    let denominator = query.iter().zip(normaliser.iter()).map(|(q, z)| q * z).sum();
-                    let factor = common.factor(denominator);
-                    output.iter_mut().for_each(|x| *x *= factor);
+                    let factor = common.factor(isa.run(DotPlusSum { x: query, y: normaliser, z: &[] }));
                     let offset = common.outputs.offset(sequence, head * group + in_group, token) + first;
                     // SAFETY: these columns of this row belong to this item alone.
-                    unsafe { o.write(offset, output) };
+                    unsafe { o.write(offset, output, factor) };
                 }
             }
             if let Some(after) = &normaliser_out

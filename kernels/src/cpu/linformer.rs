@@ -1,30 +1,37 @@
 //! Linformer (Wang et al. 2020, section 4): softmax(Q (E^T K)^T) (F^T V) with E and F of shape (seqlen_kv, rank).
 //!
-//! Projection: K'^T = K^T E and V' = F^T V are products over the length, cut into segments of whole 64-token tiles over
-//! the threads where the heads are too few, whose partial sums are then added. E and F are read in place. Attention: for
-//! each tile of queries the scores against all rank keys stay in cache, so the softmax is exact in two sweeps and needs
-//! no rescaling; query heads of a group share K' and V'.
+//! Projection: K' = E^T K and V' = F^T V are products over the length, cut into segments of whole blocks of tokens over
+//! the threads where the heads are too few, whose partial sums are then added and packed. E and F are read in place.
+//! Attention: `flash`'s tiles over the rank keys that are left, which the query heads of a group share.
 //!
-//! Tiles: 64 tokens by (d, rank) in the projection; (up to 64 queries, rank) scores of at most 128 KiB in attention. It
-//! aims at the FMA rate: 2 rank (d_qk + d_v) (n_q + n_kv) FLOPs a head.
+//! Tiles: blocks of 128 tokens in the projection, 96 queries by 128 projected keys in attention. It aims at the FMA rate:
+//! 2 rank (d_qk + d_v) (n_q + n_kv) FLOPs a head.
 
-use super::access::{Sink, Source};
+use std::ops::Range;
+
+use super::call::Call;
+use super::online::{TileShape, TileState, absorb, finish};
+use super::packed_kv::BlockPacker;
+use super::rows::Row;
 use super::schedule::for_each_task;
-use super::tile::{self, exp_rows, matmul};
-use crate::input::SharedMut;
+use super::simd::Isa;
+use super::simd::gemm::{Strided, gemm};
+use super::simd::pack::{PackedShape, pack_rows, widen_row};
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
-use crate::tensor::{Rows, TensorName, TensorSet};
+use crate::shared_mut::SharedMut;
+use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
-/// Tokens a projection step.
-const TOKEN_TILE: usize = 64;
-/// Elements of a tile of scores.
-const SCORES: usize = 32 * 1024;
-/// Queries a tile, at most.
-const MAX_QUERIES: usize = 64;
+/// Tokens a projection step, and projected keys a block.
+const BLOCK: usize = 128;
+/// Queries a tile.
+const TILE_ROWS: usize = 96;
 
-/// Linformer: project K and V to `rank` rows, then attend.
-pub struct Linformer;
+/// Linformer: project K and V to `rank` rows, then attend; `isa` is the widest of the machine unless given.
+pub struct Linformer {
+    /// Instruction set to use.
+    pub isa: Option<Isa>,
+}
 
 impl Kernel for Linformer {
     fn name(&self) -> &'static str {
@@ -59,7 +66,7 @@ impl Kernel for Linformer {
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
         self.supports(context.problem)?;
-        Ok(Box::new(LinformerPlan::new(context)?))
+        Ok(Box::new(LinformerPlan::new(self.isa.unwrap_or_else(Isa::best), context)?))
     }
 }
 
@@ -67,183 +74,257 @@ impl Kernel for Linformer {
 struct Segment {
     sequence: usize,
     head: usize,
-    first: usize,
-    last: usize,
+    tokens: Range<usize>,
 }
 
 /// Queries of one head that one item attends.
-struct QueryTile {
+struct Tile {
     sequence: usize,
     head: usize,
-    first: usize,
-    count: usize,
+    queries: Range<usize>,
 }
 
 struct LinformerPlan {
-    rank: usize,
-    scale: f32,
-    group: usize,
-    heads_kv: usize,
-    queries: Rows,
-    keys: Rows,
-    values: Rows,
-    outputs: Rows,
-    segments: Vec<Segment>,
-    /// Range of `segments` a (sequence, KV head).
-    heads: Vec<std::ops::Range<usize>>,
-    query_tiles: Vec<QueryTile>,
-    /// Per segment K'^T (d_qk, rank) and V' (rank, d_v); after the reduction a head's first segment holds the sum.
-    projected: Vec<f32>,
+    layout: Layout,
+    /// Per segment K' (rank, d_qk) and V' (rank, d_v), rows padded to whole vectors; after the reduction a head's first
+    /// segment holds the sum.
+    projected: Tensor,
+    /// The sums of each (sequence, KV head), packed.
+    packed: Tensor,
     scratches: Vec<Scratch>,
 }
 
+/// What stays the same from call to call.
+struct Layout {
+    problem: AttentionProblem,
+    shape: TileShape,
+    /// Of projected keys and values.
+    packer: BlockPacker,
+    rank: usize,
+    rows_q: Rows,
+    rows_k: Rows,
+    rows_v: Rows,
+    rows_o: Rows,
+    segments: Vec<Segment>,
+    /// Range of `segments` a (sequence, KV head).
+    heads: Vec<Range<usize>>,
+    tiles: Vec<Tile>,
+}
+
 struct Scratch {
-    /// (64, max(d_qk, d_v)): keys, values or queries.
-    rows: Vec<f32>,
-    /// (queries a tile, rank).
-    scores: Vec<f32>,
-    /// (64, d_v).
-    output: Vec<f32>,
+    rows: Vec<Row>,
+    offsets: Vec<usize>,
+    /// Packed keys or values of a block of tokens.
+    tokens: Tensor,
+    max: Tensor,
+    sum: Tensor,
+    queries: Tensor,
+    out: Tensor,
+    scores: Tensor,
+}
+
+fn f32s(elements: usize) -> Tensor {
+    Tensor::zeros(ElementType::F32, &[elements])
 }
 
 impl LinformerPlan {
-    fn new(context: &PlanContext<'_>) -> Result<Self, KernelError> {
+    fn new(isa: Isa, context: &PlanContext<'_>) -> Result<Self, KernelError> {
         let problem = context.problem;
         let Mechanism::Linformer { rank } = problem.mechanism else {
             unreachable!("supports() refuses other mechanisms")
         };
-        let (dk, dv) = (problem.head_dim_qk, problem.head_dim_v);
-        let queries = Rows::of_queries(problem, dk);
-        let keys = Rows::of_keys(problem, dk, None);
+        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+        let rows_k = Rows::of_keys(problem, dim_qk, None);
         let head_count = problem.batch * problem.heads_kv;
         let cuts = if head_count.is_multiple_of(context.threads) || head_count >= 4 * context.threads {
             1
         } else {
             (2 * context.threads).div_ceil(head_count)
         };
-        let mut segments = Vec::new();
-        let mut heads = Vec::with_capacity(head_count);
-        for (sequence, &length) in keys.lengths.iter().enumerate() {
-            let tiles = length.div_ceil(TOKEN_TILE).max(1);
-            let cuts = cuts.min(tiles);
+        let (mut segments, mut heads) = (Vec::new(), Vec::with_capacity(head_count));
+        for (sequence, &length) in rows_k.lengths.iter().enumerate() {
+            let blocks = length.div_ceil(BLOCK).max(1);
+            let cuts = cuts.min(blocks);
             for head in 0..problem.heads_kv {
                 let start = segments.len();
-                segments.extend((0..cuts).map(|cut| Segment {
-                    sequence,
-                    head,
-                    first: (tiles * cut / cuts * TOKEN_TILE).min(length),
-                    last: (tiles * (cut + 1) / cuts * TOKEN_TILE).min(length),
-                }));
+                let token = |cut: usize| (blocks * cut / cuts * BLOCK).min(length);
+                segments.extend((0..cuts).map(|cut| Segment { sequence, head, tokens: token(cut)..token(cut + 1) }));
                 heads.push(start..segments.len());
             }
         }
-        let tile = (SCORES / rank.max(1)).clamp(8, MAX_QUERIES);
-        let mut query_tiles = Vec::new();
-        for (sequence, &length) in queries.lengths.iter().enumerate() {
+        let rows_q = Rows::of_queries(problem, dim_qk);
+        let mut tiles = Vec::new();
+        for (sequence, &length) in rows_q.lengths.iter().enumerate() {
             for head in 0..problem.heads_q {
-                query_tiles.extend((0..length).step_by(tile).map(|first| QueryTile {
+                tiles.extend((0..length).step_by(TILE_ROWS).map(|first| Tile {
                     sequence,
                     head,
-                    first,
-                    count: tile.min(length - first),
+                    queries: first..length.min(first + TILE_ROWS),
                 }));
             }
         }
-        let size = rank * (dk + dv);
-        let scratch = TOKEN_TILE * (dk.max(dv) + dv) + tile * rank;
-        context.check_workspace(4 * (segments.len() as u64 * size as u64 + (context.threads * scratch) as u64))?;
-        Ok(LinformerPlan {
+        let layout = Layout {
+            problem: problem.clone(),
+            shape: TileShape { isa, dim_qk, dim_v: isa.pad(dim_v) },
+            packer: BlockPacker { isa, block: BLOCK, dim_qk, dim_v },
             rank,
-            scale: problem.effective_scale() as f32,
-            group: problem.group_size(),
-            heads_kv: problem.heads_kv,
-            keys,
-            values: Rows::of_keys(problem, dv, None),
-            outputs: Rows::of_queries(problem, dv),
-            projected: vec![0.0; segments.len() * size],
+            rows_q,
+            rows_k,
+            rows_v: Rows::of_keys(problem, dim_v, None),
+            rows_o: Rows::of_queries(problem, dim_v),
             segments,
             heads,
-            query_tiles,
-            queries,
-            scratches: (0..context.threads)
-                .map(|_| Scratch {
-                    rows: vec![0.0; TOKEN_TILE * dk.max(dv)],
-                    scores: vec![0.0; tile * rank],
-                    output: vec![0.0; TOKEN_TILE * dv],
-                })
-                .collect(),
+            tiles,
+        };
+        let projected = layout.segments.len() * layout.segment_elements();
+        let packed = head_count * layout.packed_elements();
+        let tokens = BLOCK * isa.pad(dim_qk.max(dim_v));
+        let scratch = TILE_ROWS * (2 + dim_qk + layout.shape.dim_v + BLOCK) + tokens;
+        context.check_workspace(4 * (projected + packed + context.threads * scratch) as u64)?;
+        let scratch = || Scratch {
+            rows: Vec::with_capacity(TILE_ROWS),
+            offsets: vec![0; BLOCK],
+            tokens: f32s(tokens),
+            max: f32s(TILE_ROWS),
+            sum: f32s(TILE_ROWS),
+            queries: f32s(TILE_ROWS * dim_qk),
+            out: f32s(TILE_ROWS * layout.shape.dim_v),
+            scores: f32s(TILE_ROWS * BLOCK),
+        };
+        Ok(LinformerPlan {
+            projected: f32s(projected),
+            packed: f32s(packed),
+            scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),
+            layout,
         })
+    }
+}
+
+impl Layout {
+    /// Elements of K' of a segment; V' follows.
+    fn key_elements(&self) -> usize {
+        self.rank * self.shape.isa.pad(self.shape.dim_qk)
+    }
+
+    fn segment_elements(&self) -> usize {
+        self.key_elements() + self.rank * self.shape.dim_v
+    }
+
+    /// Elements of a head's packed blocks.
+    fn packed_elements(&self) -> usize {
+        self.rank.div_ceil(BLOCK) * self.packer.block_elements()
+    }
+
+    /// E^T K and F^T V of a segment's tokens.
+    fn project(&self, segment: &Segment, call: &Call<'_>, inputs: &TensorSet, scratch: &mut Scratch, out: &mut [f32]) {
+        out.fill(0.0);
+        let (keys, values) = out.split_at_mut(self.key_elements());
+        for (tensor, rows, projection, out) in [
+            (call.k, &self.rows_k, inputs.get(TensorName::ProjectionK), keys),
+            (call.v, &self.rows_v, inputs.get(TensorName::ProjectionV), values),
+        ] {
+            let (isa, width) = (self.shape.isa, self.shape.isa.pad(rows.dim));
+            for first in segment.tokens.clone().step_by(BLOCK) {
+                let count = BLOCK.min(segment.tokens.end - first);
+                for (index, offset) in scratch.offsets[..count].iter_mut().enumerate() {
+                    *offset = rows.offset(segment.sequence, segment.head, first + index);
+                }
+                let shape = PackedShape::new(isa, count, rows.dim);
+                let packed = &mut scratch.tokens.as_mut_slice::<f32>()[..shape.len()];
+                pack_rows(isa, tensor, &scratch.offsets[..count], rows.dim, count, packed);
+                let projection = Strided::transposed(&projection.as_slice()[first * self.rank..], self.rank);
+                gemm(isa, (self.rank, width, count), projection, shape.view(packed), out, width, true);
+            }
+        }
+    }
+
+    /// Packs a head's K' and V'.
+    fn pack(&self, head: usize, projected: &Tensor, offsets: &mut [usize], packed: &mut [f32]) {
+        let start = self.heads[head].start * self.segment_elements();
+        let (key_width, value_width) = (self.shape.isa.pad(self.shape.dim_qk), self.shape.dim_v);
+        for (block, out) in packed.chunks_exact_mut(self.packer.block_elements()).enumerate() {
+            let first = block * BLOCK;
+            let offsets = &mut offsets[..BLOCK.min(self.rank - first)];
+            let find = |offsets: &mut [usize], start: usize, width: usize| {
+                offsets.iter_mut().enumerate().for_each(|(row, offset)| *offset = start + (first + row) * width);
+            };
+            find(offsets, start, key_width);
+            self.packer.pack_keys(projected, offsets, out);
+            find(offsets, start + self.key_elements(), value_width);
+            self.packer.pack_values(projected, offsets, out);
+        }
+    }
+
+    /// Attends from one tile of queries to the projected keys and writes its output rows.
+    fn attend(&self, tile: &Tile, call: &Call<'_>, packed: &[f32], scratch: &mut Scratch) {
+        let &Tile { sequence, head, ref queries } = tile;
+        let shape = self.shape;
+        scratch.rows.clear();
+        scratch.rows.extend(queries.clone().map(|query| Row { head, query, position: 0, keys: 0..self.rank }));
+        let rows = &scratch.rows;
+        let queries = scratch.queries.as_mut_slice::<f32>();
+        for (row, out) in rows.iter().zip(queries.chunks_mut(shape.dim_qk)) {
+            let offset = self.rows_q.offset(sequence, head, row.query);
+            widen_row(shape.isa, call.q, offset, shape.dim_qk, call.scale, out);
+        }
+        let mut state = TileState {
+            max: &mut scratch.max.as_mut_slice()[..rows.len()],
+            sum: &mut scratch.sum.as_mut_slice()[..rows.len()],
+            out: &mut scratch.out.as_mut_slice()[..rows.len() * shape.dim_v],
+            scores: scratch.scores.as_mut_slice(),
+        };
+        state.reset();
+        for (block, packed) in packed.chunks_exact(self.packer.block_elements()).enumerate() {
+            let first = block * BLOCK;
+            let block = self.packer.view(packed, first, BLOCK.min(self.rank - first));
+            absorb(shape, &call.rules, sequence, rows, queries, block, &mut state);
+        }
+        for (index, row) in rows.iter().enumerate() {
+            let (factor, lse) = finish(state.max[index], state.sum[index], None);
+            let out = &state.out[index * shape.dim_v..][..self.problem.head_dim_v];
+            // SAFETY: each (sequence, head, query) belongs to one tile.
+            unsafe {
+                call.o.write(self.rows_o.offset(sequence, head, row.query), out, factor);
+                if let Some(out) = &call.lse {
+                    out.write(sequence, head, row.query, lse);
+                }
+            }
+        }
     }
 }
 
 impl Plan for LinformerPlan {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
-        let LinformerPlan { rank, scale, group, heads_kv, .. } = *self;
-        let (queries, keys, values, rows_o) = (&self.queries, &self.keys, &self.values, &self.outputs);
-        let (segments, heads, query_tiles) = (&self.segments, &self.heads, &self.query_tiles);
-        let (dk, dv) = (keys.dim, values.dim);
-        let size = rank * (dk + dv);
-        let [q, k, v] = [TensorName::Q, TensorName::K, TensorName::V].map(|name| Source::new(inputs.get(name)));
-        let e = inputs.get(TensorName::ProjectionK).as_slice::<f32>();
-        let f = inputs.get(TensorName::ProjectionV).as_slice::<f32>();
-        let o = Sink::new(outputs, TensorName::O);
-        let lse = Sink::find(outputs, TensorName::Lse);
-        let longest_q = queries.lengths.iter().copied().max().unwrap_or(0);
-        let heads_q = queries.heads;
+        let LinformerPlan { layout, projected, packed, scratches } = self;
+        let call = Call::new(&layout.problem, &[], inputs, outputs);
+        let size = layout.segment_elements();
 
-        let projected = SharedMut::new(&mut self.projected);
-        for_each_task(segments.len(), &mut self.scratches, |scratch, index| {
-            let segment = &segments[index];
+        let sums = SharedMut::new(projected.as_mut_slice::<f32>());
+        for_each_task(layout.segments.len(), scratches, |scratch, index| {
             // SAFETY: a segment's part belongs to one item.
-            let sums = unsafe { projected.slice(index * size, size) };
-            sums.fill(0.0);
-            let (keys_sum, values_sum) = sums.split_at_mut(dk * rank);
-            let row = (segment.sequence, segment.head);
-            for first in (segment.first..segment.last).step_by(TOKEN_TILE) {
-                let count = TOKEN_TILE.min(segment.last - first);
-                k.read_tile(keys, row, count, |index| first + index, &mut scratch.rows);
-                let shape = (dk, rank, count);
-                matmul(shape, &scratch.rows, (1, dk), &e[first * rank..], rank, keys_sum, rank, true);
-                v.read_tile(values, row, count, |index| first + index, &mut scratch.rows);
-                let shape = (rank, dv, count);
-                matmul(shape, &f[first * rank..], (1, rank), &scratch.rows, dv, values_sum, dv, true);
-            }
+            let out = unsafe { sums.slice(index * size, size) };
+            layout.project(&layout.segments[index], &call, inputs, scratch, out);
         });
-        for_each_task(heads.len(), &mut self.scratches, |_, head| {
-            let range = heads[head].clone();
-            for segment in range.start + 1..range.end {
+        for_each_task(layout.heads.len(), scratches, |_, head| {
+            let Range { start, end } = layout.heads[head];
+            for segment in start + 1..end {
                 // SAFETY: a head's segments belong to one item, and these two are different ones.
-                let (sum, part) =
-                    unsafe { (projected.slice(range.start * size, size), projected.slice(segment * size, size)) };
+                let (sum, part) = unsafe { (sums.slice(start * size, size), sums.slice(segment * size, size)) };
                 sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += *part);
             }
         });
 
-        let projected = &self.projected;
-        for_each_task(query_tiles.len(), &mut self.scratches, |scratch, index| {
-            let QueryTile { sequence, head, first, count } = query_tiles[index];
-            let Scratch { rows, scores, output } = scratch;
-            let segment = heads[sequence * heads_kv + head / group].start;
-            let (keys_projected, values_projected) = projected[segment * size..][..size].split_at(dk * rank);
-            q.read_tile(queries, (sequence, head), count, |index| first + index, rows);
-            rows[..count * dk].iter_mut().for_each(|x| *x *= scale);
-            matmul((count, rank, dk), rows, (dk, 1), keys_projected, rank, scores, rank, false);
-            for (row, scores) in scores.chunks_exact_mut(rank).take(count).enumerate() {
-                let max = tile::max(scores);
-                let sum = exp_rows(scores, max);
-                let factor = 1.0 / sum;
-                scores.iter_mut().for_each(|x| *x *= factor);
-                if let Some(lse) = &lse {
-                    let offset = (sequence * heads_q + head) * longest_q + first + row;
-                    // SAFETY: this row belongs to this tile alone.
-                    unsafe { lse.write(offset, &[max + sum.ln()]) };
-                }
-            }
-            matmul((count, dv, rank), scores, (rank, 1), values_projected, dv, output, dv, false);
-            for (row, output) in output.chunks_exact(dv).take(count).enumerate() {
-                // SAFETY: as above.
-                unsafe { o.write(rows_o.offset(sequence, head, first + row), output) };
-            }
+        let size = layout.packed_elements();
+        let blocks = SharedMut::new(packed.as_mut_slice::<f32>());
+        for_each_task(layout.heads.len(), scratches, |scratch, head| {
+            // SAFETY: a head's blocks belong to one item.
+            layout.pack(head, projected, &mut scratch.offsets, unsafe { blocks.slice(head * size, size) });
+        });
+        let packed = packed.as_slice::<f32>();
+        for_each_task(layout.tiles.len(), scratches, |scratch, index| {
+            let tile = &layout.tiles[index];
+            let head = tile.sequence * layout.problem.heads_kv + tile.head / layout.problem.group_size();
+            layout.attend(tile, &call, &packed[head * size..][..size], scratch);
         });
     }
 }

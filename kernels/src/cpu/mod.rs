@@ -7,6 +7,7 @@ mod decode;
 pub mod flash;
 pub mod flash1;
 mod flash_bwd;
+mod key_list;
 pub mod linear;
 pub mod linformer;
 pub mod mla;
@@ -36,10 +37,10 @@ pub const KERNELS: &[&dyn Kernel] = &[
     &flash::Flash { isa: None },
     &split_kv::SplitKv { isa: None },
     &paged::Paged { isa: None },
-    &block_sparse::BlockSparse,
-    &linear::Linear,
-    &linformer::Linformer,
-    &mla::Mla,
+    &block_sparse::BlockSparse { isa: None },
+    &linear::Linear { isa: None },
+    &linformer::Linformer { isa: None },
+    &mla::Mla { isa: None },
 ];
 
 /// The kernel of that name.

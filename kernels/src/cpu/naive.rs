@@ -237,7 +237,8 @@ impl Layout {
         // SAFETY: each (sequence, KV head, block) has its own place.
         let out = unsafe { packed.slice(self.place(sequence, head, block).start, self.packer.block_elements()) };
         let (k, v) = ((call.k, &self.rows_k), (call.v, &self.rows_v));
-        self.packer.pack(k, v, (sequence, head), self.extent(sequence, block), offsets, out);
+        let (first, len) = self.extent(sequence, block);
+        self.packer.pack(k, v, (sequence, head), len, |index| first + index, offsets, out);
     }
 
     /// Where the scores of a tile are.

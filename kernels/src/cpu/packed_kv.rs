@@ -24,28 +24,41 @@ impl BlockPacker {
         self.block * (self.dim_qk + self.isa.pad(self.dim_v))
     }
 
-    /// Packs keys `first_key .. first_key + len` of a KV head. `offsets` is scratch of at least `len`.
+    /// Packs `len` keys and values of a KV head: those of tokens `token(0)`, `token(1)`, ... `offsets` is scratch of at
+    /// least `len`.
     pub(crate) fn pack(
         &self,
         (keys, key_rows): (&Tensor, &Rows),
         (values, value_rows): (&Tensor, &Rows),
         (sequence, head): (usize, usize),
-        (first_key, len): (usize, usize),
+        len: usize,
+        token: impl Fn(usize) -> usize,
         offsets: &mut [usize],
         out: &mut [f32],
     ) {
-        let (key_part, value_part) = self.parts(len);
         let offsets = &mut offsets[..len];
         let find = |rows: &Rows, offsets: &mut [usize]| {
-            for (token, offset) in offsets.iter_mut().enumerate() {
-                *offset = rows.offset(sequence, head, first_key + token);
+            for (index, offset) in offsets.iter_mut().enumerate() {
+                *offset = rows.offset(sequence, head, token(index));
             }
         };
         find(key_rows, offsets);
-        pack_columns(self.isa, keys, offsets, self.dim_qk, &mut out[..key_part.len()]);
+        self.pack_keys(keys, offsets, out);
         find(value_rows, offsets);
-        let out = &mut out[self.block * self.dim_qk..][..value_part.len()];
-        pack_rows(self.isa, values, offsets, self.dim_v, len, out);
+        self.pack_values(values, offsets, out);
+    }
+
+    /// Packs the keys that start at `offsets`.
+    pub(crate) fn pack_keys(&self, keys: &Tensor, offsets: &[usize], out: &mut [f32]) {
+        let (part, _) = self.parts(offsets.len());
+        pack_columns(self.isa, keys, offsets, self.dim_qk, &mut out[..part.len()]);
+    }
+
+    /// Packs the values that start at `offsets`.
+    pub(crate) fn pack_values(&self, values: &Tensor, offsets: &[usize], out: &mut [f32]) {
+        let (_, part) = self.parts(offsets.len());
+        let out = &mut out[self.block * self.dim_qk..][..part.len()];
+        pack_rows(self.isa, values, offsets, self.dim_v, offsets.len(), out);
     }
 
     /// The operands of a packed block.

@@ -1,110 +1,41 @@
-//! Attention of query tiles over lists of keys: the engine of `block_sparse` and of MLA's prefill.
+//! Attention of query tiles over lists of keys: the engine of `block_sparse`.
 //!
 //! A [`Schedule`] is made from shapes alone. It cuts the queries into tiles and says for each which runs of keys it
-//! visits; the engine computes a tile with the online softmax of [`super::online_tile`], looking at nothing else. Both
-//! queries and keys may be every s-th token, or a list of tokens in which each query still sees one interval, so that
-//! dilated and strided patterns lose no work to masks: only the tiles at the ends of a run are masked.
+//! visits; a tile is computed with the online softmax of [`super::online`], looking at nothing else. Both queries and keys
+//! may be every s-th token, or a list of tokens in which each query still sees one interval, so that dilated and strided
+//! patterns lose no work to masks: only the panels at the ends of a run are masked.
 //!
-//! Tiles: up to 64 queries of up to 4 heads that share K and V, by 64 keys: at d = 128 the keys, their transpose and the
-//! values take 96 KiB, the queries and outputs 256 KiB. Tiles with the most pairs are started first.
+//! Tiles: up to [`QUERY_TILE`] queries of up to [`MAX_ROWS`] / [`QUERY_TILE`] heads that share K and V, by blocks of
+//! [`BLOCK_KEYS`] keys that are packed as they come, so that packing costs about 1 / rows of the products. Tiles with the
+//! most pairs are started first.
 
 use std::ops::Range;
 
-use super::access::{Sink, Source, Tokens};
-use super::online_tile::{KEY_TILE, OnlineTile};
+use super::call::Call;
+use super::key_list::{Part, Tokens};
+use super::online::{TileShape, TileState, absorb, finish};
+use super::packed_kv::BlockPacker;
+use super::rows::Row;
 use super::schedule::for_each_task;
-use super::tile::transpose;
-use crate::input::SharedMut;
+use super::simd::Isa;
+use super::simd::pack::widen_row;
 use crate::kernel::{KernelError, Plan, PlanContext};
-use crate::tensor::{Rows, TensorName, TensorSet};
+use crate::problem::AttentionProblem;
+use crate::shared_mut::SharedMut;
+use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// Queries a tile.
 pub(crate) const QUERY_TILE: usize = 64;
-/// Rows of a tile: queries times heads.
+/// Rows of a tile, queries times heads.
 const MAX_ROWS: usize = 4 * QUERY_TILE;
-
-/// Tokens that queries look through, in ascending order, by index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeyList {
-    /// A progression.
-    Every(Tokens),
-    /// The last `summary` tokens of each block.
-    Summaries { block: usize, summary: usize },
-}
-
-impl KeyList {
-    /// The token at an index.
-    #[inline(always)]
-    pub(crate) fn token(self, index: usize) -> usize {
-        match self {
-            KeyList::Every(tokens) => tokens.get(index),
-            KeyList::Summaries { block, summary } => index / summary * block + block - summary + index % summary,
-        }
-    }
-
-    /// The first index whose token is at least `token`.
-    pub(crate) fn index_at_least(self, token: usize) -> usize {
-        match self {
-            KeyList::Every(Tokens { first, step }) => token.saturating_sub(first).div_ceil(step),
-            KeyList::Summaries { block, summary } => {
-                token / block * summary + (token % block).saturating_sub(block - summary)
-            }
-        }
-    }
-}
-
-/// Keys that the query at position p sees, as an interval of tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// All of them.
-    All,
-    /// p - left <= j <= p + right.
-    Between { left: i64, right: i64 },
-    /// j <= p - distance.
-    AtLeastBehind { distance: i64 },
-    /// Those of p's own block.
-    SameBlock { block: i64 },
-    /// Those of the blocks before p's own.
-    EarlierBlocks { block: i64 },
-}
-
-/// A list of keys and who sees what of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
-    pub(crate) list: KeyList,
-    pub(crate) reach: Reach,
-    /// Whether j <= p is required too.
-    pub(crate) causal: bool,
-    /// Tokens outside this range are left out.
-    pub(crate) tokens: (usize, usize),
-}
-
-impl Part {
-    /// The interval of list indices that the query at position p sees.
-    pub(crate) fn indices(&self, p: i64) -> Range<usize> {
-        let (mut first, mut last) = match self.reach {
-            Reach::All => (i64::MIN, i64::MAX),
-            Reach::Between { left, right } => (p.saturating_sub(left), p.saturating_add(right).saturating_add(1)),
-            Reach::AtLeastBehind { distance } => (i64::MIN, p.saturating_sub(distance).saturating_add(1)),
-            Reach::SameBlock { block } => (p.div_euclid(block) * block, (p.div_euclid(block) + 1) * block),
-            Reach::EarlierBlocks { block } => (i64::MIN, p.div_euclid(block) * block),
-        };
-        if self.causal {
-            last = last.min(p + 1);
-        }
-        first = first.clamp(self.tokens.0 as i64, self.tokens.1.max(self.tokens.0) as i64);
-        last = last.clamp(first, self.tokens.1.max(self.tokens.0) as i64);
-        self.list.index_at_least(first as usize)..self.list.index_at_least(last as usize)
-    }
-}
+/// Keys a block.
+const BLOCK_KEYS: usize = 128;
 
 /// Neighbouring indices of a part's list that a query tile visits.
 #[derive(Clone, Debug)]
 struct Run {
     part: Part,
     keys: Range<usize>,
-    /// The indices that every query of the tile sees.
-    seen_by_all: Range<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,7 +77,7 @@ impl Schedule {
             let (first, last) = (part.indices(position(0)), part.indices(position(count - 1)));
             let keys = first.start..last.end;
             if !keys.is_empty() {
-                self.runs.push(Run { part: *part, keys, seen_by_all: last.start..first.end });
+                self.runs.push(Run { part: *part, keys });
             }
         }
         let cost = self.runs[start..].iter().map(|run| run.keys.len()).sum::<usize>() * count;
@@ -210,172 +141,211 @@ pub(crate) struct Sweeps {
 
 /// A plan of scheduled attention.
 pub(crate) struct TiledPlan {
-    scale: f32,
-    softcap: Option<f32>,
-    group: usize,
-    queries: Rows,
-    keys: Rows,
-    values: Rows,
-    outputs: Rows,
-    schedules: Vec<Schedule>,
+    layout: Layout,
     sweeps: Vec<Vec<Item>>,
     /// Between sweeps: (maximum, sum, output) of each (sequence, head, token), padded to the longest sequence.
-    states: Vec<f32>,
+    states: Tensor,
     scratches: Vec<Scratch>,
 }
 
+/// What stays the same from call to call.
+struct Layout {
+    problem: AttentionProblem,
+    shape: TileShape,
+    packer: BlockPacker,
+    schedules: Vec<Schedule>,
+    rows_q: Rows,
+    rows_k: Rows,
+    rows_v: Rows,
+    rows_o: Rows,
+    longest_q: usize,
+}
+
 struct Scratch {
-    /// (rows, d_qk), scaled.
-    queries: Vec<f32>,
-    /// (KEY_TILE, d_qk).
-    keys: Vec<f32>,
-    /// (d_qk, KEY_TILE).
-    keys_transposed: Vec<f32>,
-    /// (KEY_TILE, d_v).
-    values: Vec<f32>,
-    online: OnlineTile,
+    rows: Vec<Row>,
+    offsets: Vec<usize>,
+    max: Tensor,
+    sum: Tensor,
+    queries: Tensor,
+    out: Tensor,
+    scores: Tensor,
+    packed: Tensor,
+}
+
+fn f32s(elements: usize) -> Tensor {
+    Tensor::zeros(ElementType::F32, &[elements])
 }
 
 impl TiledPlan {
-    pub(crate) fn new(context: &PlanContext<'_>, sweeps: Sweeps) -> Result<Self, KernelError> {
+    pub(crate) fn new(isa: Isa, context: &PlanContext<'_>, sweeps: Sweeps) -> Result<Self, KernelError> {
         let problem = context.problem;
-        let (dk, dv, group) = (problem.head_dim_qk, problem.head_dim_v, problem.group_size());
+        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         let page_table = context.static_tensors.find(TensorName::PageTable);
-        let queries = Rows::of_queries(problem, dk);
-        let longest = queries.lengths.iter().copied().max().unwrap_or(0);
-        let rows = (QUERY_TILE.min(longest.max(1)) * group).min(MAX_ROWS);
-        let heads_a_tile = (rows / QUERY_TILE.min(longest.max(1))).max(1);
+        let rows_q = Rows::of_queries(problem, dim_qk);
+        let longest_q = rows_q.lengths.iter().copied().max().unwrap_or(0);
+        let tile_queries = QUERY_TILE.min(longest_q.max(1));
+        let tile_heads = (MAX_ROWS / tile_queries).min(problem.group_size());
+        let rows = tile_queries * tile_heads;
+        let shape = TileShape { isa, dim_qk, dim_v: isa.pad(dim_v) };
+        let packer = BlockPacker { isa, block: BLOCK_KEYS, dim_qk, dim_v };
 
         let states = match sweeps.sweeps.len() {
             0 | 1 => 0,
-            _ => problem.batch as u64 * problem.heads_q as u64 * longest as u64 * (dv as u64 + 2),
+            _ => problem.batch * problem.heads_q * longest_q * (2 + shape.dim_v),
         };
-        let scratch = 4 * (rows * dk + KEY_TILE * (2 * dk + dv)) as u64 + OnlineTile::bytes(rows, dv);
+        let scratch = rows * (2 + dim_qk + shape.dim_v + BLOCK_KEYS) + packer.block_elements();
         let schedules_bytes: u64 = sweeps.schedules.iter().map(Schedule::bytes).sum();
-        context.check_workspace(schedules_bytes + 4 * states + context.threads as u64 * scratch)?;
+        context.check_workspace(schedules_bytes + 4 * (states as u64 + (context.threads * scratch) as u64))?;
 
-        let items = |schedule_of: &Vec<usize>| {
-            let mut items = Vec::new();
-            for sequence in 0..problem.batch {
-                let mut head = 0;
-                while head < problem.heads_q {
-                    let schedule = schedule_of[sequence * problem.heads_q + head];
-                    // Neighbours with the same keys and the same schedule.
-                    let heads = (head..(head / group + 1) * group)
-                        .take(heads_a_tile)
-                        .take_while(|head| schedule_of[sequence * problem.heads_q + head] == schedule)
-                        .count();
-                    let tiles = 0..sweeps.schedules[schedule].tiles.len();
-                    items.extend(tiles.map(|tile| Item { schedule, tile, sequence, head, heads }));
-                    head += heads;
-                }
-            }
-            items.sort_by_key(|item| {
-                std::cmp::Reverse(sweeps.schedules[item.schedule].tiles[item.tile].cost * item.heads)
-            });
-            items
+        let layout = Layout {
+            problem: problem.clone(),
+            shape,
+            packer,
+            schedules: sweeps.schedules,
+            rows_k: Rows::of_keys(problem, dim_qk, page_table),
+            rows_v: Rows::of_keys(problem, dim_v, page_table),
+            rows_o: Rows::of_queries(problem, dim_v),
+            rows_q,
+            longest_q,
+        };
+        let scratch = || Scratch {
+            rows: Vec::with_capacity(rows),
+            offsets: vec![0; BLOCK_KEYS],
+            max: f32s(rows),
+            sum: f32s(rows),
+            queries: f32s(rows * dim_qk),
+            out: f32s(rows * shape.dim_v),
+            scores: f32s(rows * BLOCK_KEYS),
+            packed: f32s(packer.block_elements()),
         };
         Ok(TiledPlan {
-            scale: problem.effective_scale() as f32,
-            softcap: problem.softcap.map(|cap| cap as f32),
-            group,
-            queries,
-            keys: Rows::of_keys(problem, dk, page_table),
-            values: Rows::of_keys(problem, dv, page_table),
-            outputs: Rows::of_queries(problem, dv),
-            sweeps: sweeps.sweeps.iter().map(items).collect(),
-            schedules: sweeps.schedules,
-            states: vec![0.0; states as usize],
-            scratches: (0..context.threads)
-                .map(|_| Scratch {
-                    queries: vec![0.0; rows * dk],
-                    keys: vec![0.0; KEY_TILE * dk],
-                    keys_transposed: vec![0.0; dk * KEY_TILE],
-                    values: vec![0.0; KEY_TILE * dv],
-                    online: OnlineTile::new(rows, dv),
-                })
-                .collect(),
+            sweeps: sweeps.sweeps.iter().map(|schedule_of| layout.items(schedule_of, tile_heads)).collect(),
+            states: f32s(states),
+            scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),
+            layout,
         })
+    }
+}
+
+impl Layout {
+    /// The tiles of a sweep, the longest first.
+    fn items(&self, schedule_of: &[usize], tile_heads: usize) -> Vec<Item> {
+        let (heads_q, group) = (self.problem.heads_q, self.problem.group_size());
+        let mut items = Vec::new();
+        for sequence in 0..self.problem.batch {
+            let mut head = 0;
+            while head < heads_q {
+                let schedule = schedule_of[sequence * heads_q + head];
+                // Neighbours with the same keys and the same schedule.
+                let heads = (head..(head / group + 1) * group)
+                    .take(tile_heads)
+                    .take_while(|head| schedule_of[sequence * heads_q + head] == schedule)
+                    .count();
+                let tiles = 0..self.schedules[schedule].tiles.len();
+                items.extend(tiles.map(|tile| Item { schedule, tile, sequence, head, heads }));
+                head += heads;
+            }
+        }
+        items.sort_by_key(|item| std::cmp::Reverse(self.schedules[item.schedule].tiles[item.tile].cost * item.heads));
+        items
+    }
+
+    /// Attends from one tile: on from the states of the sweep before, to the states or, after the last sweep, the output.
+    fn attend(
+        &self,
+        item: &Item,
+        (is_first, is_last): (bool, bool),
+        call: &Call<'_>,
+        states: &SharedMut<f32>,
+        scratch: &mut Scratch,
+    ) {
+        let &Item { sequence, head, heads, .. } = item;
+        let (schedule, shape) = (&self.schedules[item.schedule], self.shape);
+        let tile = &schedule.tiles[item.tile];
+        // The heads of a query are neighbours: what a row sees never goes back from one row to the next.
+        scratch.rows.clear();
+        for query in (0..tile.count).map(|index| tile.queries.get(index)) {
+            let position = query as i64 + schedule.query_offset;
+            scratch.rows.extend((head..head + heads).map(|head| Row { head, query, position, keys: 0..0 }));
+        }
+        let rows = &mut scratch.rows;
+        let queries = scratch.queries.as_mut_slice::<f32>();
+        for (row, out) in rows.iter().zip(queries.chunks_mut(shape.dim_qk)) {
+            let offset = self.rows_q.offset(sequence, row.head, row.query);
+            widen_row(shape.isa, call.q, offset, shape.dim_qk, call.scale, out);
+        }
+        let mut state = TileState {
+            max: &mut scratch.max.as_mut_slice()[..rows.len()],
+            sum: &mut scratch.sum.as_mut_slice()[..rows.len()],
+            out: &mut scratch.out.as_mut_slice()[..rows.len() * shape.dim_v],
+            scores: scratch.scores.as_mut_slice(),
+        };
+        // SAFETY: a row of a sweep belongs to one item of it.
+        let saved = |row: &Row| unsafe {
+            let row = (sequence * self.problem.heads_q + row.head) * self.longest_q + row.query;
+            states.slice(row * (2 + shape.dim_v), 2 + shape.dim_v)
+        };
+        if is_first {
+            state.reset();
+        } else {
+            for (index, row) in rows.iter().enumerate() {
+                let saved = saved(row);
+                (state.max[index], state.sum[index]) = (saved[0], saved[1]);
+                state.out[index * shape.dim_v..][..shape.dim_v].copy_from_slice(&saved[2..]);
+            }
+        }
+        for run in &schedule.runs[tile.runs.clone()] {
+            // From here on keys are counted by their place in the run's list.
+            for row in rows.iter_mut() {
+                row.keys = run.part.indices(row.position);
+            }
+            for first in run.keys.clone().step_by(BLOCK_KEYS) {
+                let len = BLOCK_KEYS.min(run.keys.end - first);
+                let packed = scratch.packed.as_mut_slice::<f32>();
+                self.packer.pack(
+                    (call.k, &self.rows_k),
+                    (call.v, &self.rows_v),
+                    (sequence, head / self.problem.group_size()),
+                    len,
+                    |index| run.part.list.token(first + index),
+                    &mut scratch.offsets,
+                    packed,
+                );
+                let block = self.packer.view(packed, first, len);
+                absorb(shape, &call.rules, sequence, rows, queries, block, &mut state);
+            }
+        }
+        for (index, row) in rows.iter().enumerate() {
+            let out = &state.out[index * shape.dim_v..][..shape.dim_v];
+            if !is_last {
+                let saved = saved(row);
+                (saved[0], saved[1]) = (state.max[index], state.sum[index]);
+                saved[2..].copy_from_slice(out);
+                continue;
+            }
+            let (factor, lse) = finish(state.max[index], state.sum[index], None);
+            // SAFETY: as above.
+            unsafe {
+                let offset = self.rows_o.offset(sequence, row.head, row.query);
+                call.o.write(offset, &out[..self.problem.head_dim_v], factor);
+                if let Some(out) = &call.lse {
+                    out.write(sequence, row.head, row.query, lse);
+                }
+            }
+        }
     }
 }
 
 impl Plan for TiledPlan {
     fn run(&mut self, inputs: &TensorSet, outputs: &mut TensorSet) {
-        let (queries, keys, values, rows_o) = (&self.queries, &self.keys, &self.values, &self.outputs);
-        let (dk, dv) = (keys.dim, values.dim);
-        let (scale, softcap, group) = (self.scale, self.softcap, self.group);
-        let [q, k, v] = [TensorName::Q, TensorName::K, TensorName::V].map(|name| Source::new(inputs.get(name)));
-        let o = Sink::new(outputs, TensorName::O);
-        let lse = Sink::find(outputs, TensorName::Lse);
-        let longest = queries.lengths.iter().copied().max().unwrap_or(0);
-        let row_index = |sequence, head, token| (sequence * queries.heads + head) * longest + token;
-        let states = SharedMut::new(&mut self.states);
-        let last_sweep = self.sweeps.len().saturating_sub(1);
+        let layout = &self.layout;
+        let call = Call::new(&layout.problem, &[], inputs, outputs);
+        let states = SharedMut::new(self.states.as_mut_slice::<f32>());
+        let last = self.sweeps.len().saturating_sub(1);
         for (sweep, items) in self.sweeps.iter().enumerate() {
-            for_each_task(items.len(), &mut self.scratches, |scratch, index| {
-                let Item { sequence, head, heads, .. } = items[index];
-                let schedule = &self.schedules[items[index].schedule];
-                let tile = &schedule.tiles[items[index].tile];
-                let Scratch { queries: q_tile, keys: k_tile, keys_transposed, values: v_tile, online } = scratch;
-                let (count, rows) = (tile.count, tile.count * heads);
-                // SAFETY: a row of a sweep belongs to one item of it.
-                let state_of = |row: usize| unsafe {
-                    let token = tile.queries.get(row % count);
-                    states.slice(row_index(sequence, head + row / count, token) * (dv + 2), dv + 2)
-                };
-                if sweep == 0 {
-                    online.reset(rows);
-                } else {
-                    for row in 0..rows {
-                        let state = state_of(row);
-                        (online.max[row], online.sum[row]) = (state[0], state[1]);
-                        online.output[row * dv..][..dv].copy_from_slice(&state[2..]);
-                    }
-                }
-                for in_item in 0..heads {
-                    let q_tile = &mut q_tile[in_item * count * dk..][..count * dk];
-                    q.read_tile(queries, (sequence, head + in_item), count, |row| tile.queries.get(row), q_tile);
-                    q_tile.iter_mut().for_each(|x| *x *= scale);
-                }
-                let kv_row = (sequence, head / group);
-                for run in &schedule.runs[tile.runs.clone()] {
-                    for first in run.keys.clone().step_by(KEY_TILE) {
-                        let keys_here = KEY_TILE.min(run.keys.end - first);
-                        let token = |index| run.part.list.token(first + index);
-                        k.read_tile(keys, kv_row, keys_here, token, k_tile);
-                        transpose((keys_here, dk), k_tile, keys_transposed, KEY_TILE);
-                        v.read_tile(values, kv_row, keys_here, token, v_tile);
-                        online.score((rows, keys_here, dk), q_tile, keys_transposed, softcap);
-                        if first < run.seen_by_all.start || first + keys_here > run.seen_by_all.end {
-                            for row in 0..count {
-                                let p = tile.queries.get(row) as i64 + schedule.query_offset;
-                                let seen = run.part.indices(p);
-                                let (begin, end) = (seen.start.saturating_sub(first), seen.end.saturating_sub(first));
-                                for in_item in 0..heads {
-                                    online.mask(in_item * count + row, keys_here, begin, end);
-                                }
-                            }
-                        }
-                        online.absorb(rows, keys_here, v_tile, dv);
-                    }
-                }
-                for row in 0..rows {
-                    if sweep < last_sweep {
-                        let state = state_of(row);
-                        (state[0], state[1]) = (online.max[row], online.sum[row]);
-                        state[2..].copy_from_slice(&online.output[row * dv..][..dv]);
-                        continue;
-                    }
-                    let (head, token) = (head + row / count, tile.queries.get(row % count));
-                    let (output, log_sum) = online.finish(row);
-                    // SAFETY: as above.
-                    unsafe {
-                        o.write(rows_o.offset(sequence, head, token), output);
-                        if let Some(lse) = &lse {
-                            lse.write(row_index(sequence, head, token), &[log_sum]);
-                        }
-                    }
-                }
+            let place = (sweep == 0, sweep == last);
+            for_each_task(items.len(), &mut self.scratches, |scratch, item| {
+                layout.attend(&items[item], place, &call, &states, scratch);
             });
         }
     }

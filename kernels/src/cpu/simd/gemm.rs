@@ -8,26 +8,30 @@
 use super::isa::{Isa, Task};
 use super::vector::Simd;
 
-/// A (m, k) of a product, with any strides: a row-major matrix, or the transpose of one.
+/// A (m, k) of a product: a row-major matrix, or the transpose of one.
 #[derive(Clone, Copy)]
 pub struct Strided<'a> {
-    /// Elements.
-    pub data: &'a [f32],
-    /// Elements from one row to the next.
-    pub row_stride: usize,
-    /// Elements from one column to the next.
-    pub column_stride: usize,
+    data: &'a [f32],
+    /// Elements from one row of the stored matrix to the next.
+    stride: usize,
+    is_transposed: bool,
 }
 
 impl<'a> Strided<'a> {
-    /// A row-major matrix.
-    pub fn rows(data: &'a [f32], row_stride: usize) -> Self {
-        Strided { data, row_stride, column_stride: 1 }
+    /// A row-major matrix whose rows are `stride` elements apart.
+    pub fn rows(data: &'a [f32], stride: usize) -> Self {
+        Strided { data, stride, is_transposed: false }
     }
 
-    /// The transpose of a row-major matrix whose rows are `row_stride` elements apart.
-    pub fn transposed(data: &'a [f32], row_stride: usize) -> Self {
-        Strided { data, row_stride: 1, column_stride: row_stride }
+    /// The transpose of a row-major matrix whose rows are `stride` elements apart.
+    pub fn transposed(data: &'a [f32], stride: usize) -> Self {
+        Strided { data, stride, is_transposed: true }
+    }
+
+    /// Where the element of a row and a column is.
+    #[inline(always)]
+    fn place(&self, row: usize, column: usize) -> usize {
+        if self.is_transposed { column * self.stride + row } else { row * self.stride + column }
     }
 }
 
@@ -36,22 +40,34 @@ impl<'a> Strided<'a> {
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     data: &'a [f32],
+    /// Columns of a panel.
+    panel: usize,
     /// Elements from one panel to the next.
     panel_stride: usize,
-    /// Elements from one row to the next, unless that is the panel's width.
-    row_stride: Option<usize>,
+    rows: RowStride,
     first_row: usize,
 }
 
+/// Elements from one row of a panel to the next.
+#[derive(Clone, Copy)]
+enum RowStride {
+    /// The panel's width, where so many columns are packed.
+    Packed {
+        columns: usize,
+    },
+    Of(usize),
+}
+
 impl<'a> Panels<'a> {
-    /// Panels one after another, each a contiguous (depth, panel) array: `panel_stride` is depth times [`Isa::panel`].
-    pub fn packed(data: &'a [f32], panel_stride: usize) -> Self {
-        Panels { data, panel_stride, row_stride: None, first_row: 0 }
+    /// Panels one after another, each a contiguous array (depth, columns of the panel).
+    pub fn packed(isa: Isa, data: &'a [f32], (depth, columns): (usize, usize)) -> Self {
+        let panel = isa.panel();
+        Panels { data, panel, panel_stride: depth * panel, rows: RowStride::Packed { columns }, first_row: 0 }
     }
 
     /// A row-major matrix, read as it lies: worth it where few rows of A use it.
     pub fn rows(isa: Isa, data: &'a [f32], row_stride: usize) -> Self {
-        Panels { data, panel_stride: isa.panel(), row_stride: Some(row_stride), first_row: 0 }
+        Panels { data, panel: isa.panel(), panel_stride: isa.panel(), rows: RowStride::Of(row_stride), first_row: 0 }
     }
 
     /// The rows from `row` on.
@@ -61,7 +77,20 @@ impl<'a> Panels<'a> {
 
     /// The columns from a whole panel on.
     pub fn panels_from(self, panel: usize) -> Self {
-        Panels { data: &self.data[(panel * self.panel_stride).min(self.data.len())..], ..self }
+        let rows = match self.rows {
+            RowStride::Packed { columns } => RowStride::Packed { columns: columns.saturating_sub(panel * self.panel) },
+            of => of,
+        };
+        Panels { data: &self.data[(panel * self.panel_stride).min(self.data.len())..], rows, ..self }
+    }
+
+    /// Elements from one row to the next of the panel that begins at a column.
+    #[inline(always)]
+    fn row_stride(&self, column: usize) -> usize {
+        match self.rows {
+            RowStride::Packed { columns } => self.panel.min(columns - column),
+            RowStride::Of(stride) => stride,
+        }
     }
 }
 
@@ -84,13 +113,15 @@ pub fn gemm(
     assert!(n.is_multiple_of(lanes), "columns are whole vectors");
     assert!(c.len() >= (m - 1) * c_stride + n, "C holds m x n");
     if k > 0 {
-        assert!(a.data.len() > (m - 1) * a.row_stride + (k - 1) * a.column_stride, "A holds m x k");
-        let end_of = |panels: usize, width: usize| {
-            panels * b.panel_stride + (b.first_row + k - 1) * b.row_stride.unwrap_or(width) + width
-        };
-        let (full, tail) = (n / panel, n % panel);
-        assert!(full == 0 || b.data.len() >= end_of(full - 1, panel), "B holds k x n");
-        assert!(tail == 0 || b.data.len() >= end_of(full, tail), "B holds k x n");
+        assert!(a.data.len() > a.place(m - 1, k - 1), "A holds m x k");
+        if let RowStride::Packed { columns } = b.rows {
+            assert!(n <= columns, "B holds k x n");
+        }
+        for column in (0..n).step_by(panel) {
+            let row = (b.first_row + k - 1) * b.row_stride(column);
+            let end = column / panel * b.panel_stride + row + panel.min(n - column);
+            assert!(b.data.len() >= end, "B holds k x n");
+        }
     }
     isa.run(Gemm { m, n, k, a, b, c, c_stride, accumulate });
 }
@@ -114,25 +145,38 @@ impl Task for Gemm<'_> {
         let panel = S::PANEL_VECTORS * S::LANES;
         for column in (0..self.n).step_by(panel) {
             let width = panel.min(self.n - column);
-            let row_stride = self.b.row_stride.unwrap_or(width);
+            let row_stride = self.b.row_stride(column);
             let b =
                 self.b.data.as_ptr().wrapping_add(column / panel * self.b.panel_stride + self.b.first_row * row_stride);
             // SAFETY: `gemm` has checked the bounds of the whole product.
             unsafe {
-                match width / S::LANES {
-                    4 => self.column::<S, 4>(column, b, row_stride),
-                    3 => self.column::<S, 3>(column, b, row_stride),
-                    2 => self.column::<S, 2>(column, b, row_stride),
-                    _ => self.column::<S, 1>(column, b, row_stride),
+                match (width / S::LANES, self.a.is_transposed) {
+                    (4, false) => self.column::<S, 4, false>(column, b, row_stride),
+                    (4, true) => self.column::<S, 4, true>(column, b, row_stride),
+                    (3, false) => self.column::<S, 3, false>(column, b, row_stride),
+                    (3, true) => self.column::<S, 3, true>(column, b, row_stride),
+                    (2, false) => self.column::<S, 2, false>(column, b, row_stride),
+                    (2, true) => self.column::<S, 2, true>(column, b, row_stride),
+                    (_, false) => self.column::<S, 1, false>(column, b, row_stride),
+                    (_, true) => self.column::<S, 1, true>(column, b, row_stride),
                 }
             }
         }
     }
 }
 
+/// Steps of the depth that are written out: each would else take as many additions to addresses as rows, on ports that the
+/// FMAs use.
+const UNROLL: usize = 4;
+
 impl Gemm<'_> {
     #[inline(always)]
-    unsafe fn column<S: Simd, const NV: usize>(&mut self, column: usize, b: *const f32, b_stride: usize) {
+    unsafe fn column<S: Simd, const NV: usize, const TRANSPOSED: bool>(
+        &mut self,
+        column: usize,
+        b: *const f32,
+        b_stride: usize,
+    ) {
         if NV > S::PANEL_VECTORS {
             return;
         }
@@ -141,7 +185,7 @@ impl Gemm<'_> {
             ($($rows:literal)+) => {$(
                 while S::PANEL_ROWS >= $rows && self.m - row >= $rows {
                     // SAFETY: the rows exist, and `gemm` has checked the bounds.
-                    unsafe { self.block::<S, $rows, NV>(row, column, b, b_stride) };
+                    unsafe { self.block::<S, $rows, NV, TRANSPOSED>(row, column, b, b_stride) };
                     row += $rows;
                 }
             )+};
@@ -150,17 +194,21 @@ impl Gemm<'_> {
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize>(
+    unsafe fn block<S: Simd, const ROWS: usize, const NV: usize, const TRANSPOSED: bool>(
         &mut self,
         row: usize,
         column: usize,
         mut b: *const f32,
         b_stride: usize,
     ) {
-        let (a_row, a_column) = (self.a.row_stride, self.a.column_stride);
         // SAFETY: `gemm` has checked that A, B and C hold these rows and columns; pointers past them are not read.
         unsafe {
-            let mut a = self.a.data.as_ptr().wrapping_add(row * a_row);
+            let stride = self.a.stride;
+            let first = self.a.data.as_ptr().wrapping_add(self.a.place(row, 0));
+            let mut a = [first; ROWS];
+            for r in 0..ROWS {
+                a[r] = first.wrapping_add(if TRANSPOSED { r } else { r * stride });
+            }
             let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
             let mut acc = [[S::splat(0.0); NV]; ROWS];
             if self.accumulate {
@@ -170,20 +218,32 @@ impl Gemm<'_> {
                     }
                 }
             }
-            for _ in 0..self.k {
-                // No closure: it would be compiled without the instruction set.
-                let mut b_row = [S::splat(0.0); NV];
-                for v in 0..NV {
-                    b_row[v] = S::load(b.add(v * S::LANES));
+            // No closure: it would be compiled without the instruction set.
+            macro_rules! step {
+                ($k:expr) => {
+                    let mut b_row = [S::splat(0.0); NV];
+                    for v in 0..NV {
+                        b_row[v] = S::load(b.add(v * S::LANES));
+                    }
+                    for r in 0..ROWS {
+                        let x = S::splat(*a[r].add(if TRANSPOSED { $k * stride } else { $k }));
+                        for v in 0..NV {
+                            acc[r][v] = S::fma(x, b_row[v], acc[r][v]);
+                        }
+                    }
+                    b = b.wrapping_add(b_stride);
+                };
+            }
+            for _ in 0..self.k / UNROLL {
+                for k in 0..UNROLL {
+                    step!(k);
                 }
                 for r in 0..ROWS {
-                    let x = S::splat(*a.add(r * a_row));
-                    for v in 0..NV {
-                        acc[r][v] = S::fma(x, b_row[v], acc[r][v]);
-                    }
+                    a[r] = a[r].wrapping_add(if TRANSPOSED { UNROLL * stride } else { UNROLL });
                 }
-                a = a.wrapping_add(a_column);
-                b = b.wrapping_add(b_stride);
+            }
+            for k in 0..self.k % UNROLL {
+                step!(k);
             }
             for r in 0..ROWS {
                 for v in 0..NV {
@@ -243,7 +303,11 @@ mod tests {
                 let mut in_place = vec![f32::NAN; m * padded];
                 let (a_view, b_view) = (Strided::transposed(&a_transposed, m), Panels::rows(isa, &b_rows, stride));
                 gemm(isa, (m, padded, k), a_view, b_view, &mut in_place, padded, false);
+                // Fewer columns than are packed.
+                let mut first = vec![f32::NAN; m * isa.lanes()];
+                gemm(isa, (m, isa.lanes(), k), Strided::rows(&a, k), shape.view(&rows), &mut first, isa.lanes(), false);
                 for i in 0..m {
+                    assert_eq!(first[i * isa.lanes()], in_place[i * padded], "{} {m} {n} {k}", isa.name());
                     for j in 0..n {
                         let exact: f64 = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[j * k + x])).sum();
                         assert!(

@@ -31,7 +31,7 @@ impl PackedShape {
 
     /// The operand in packed memory.
     pub fn view<'a>(&self, data: &'a [f32]) -> Panels<'a> {
-        Panels::packed(data, self.depth * self.isa.panel())
+        Panels::packed(self.isa, data, (self.depth, self.columns))
     }
 }
 

@@ -99,7 +99,7 @@ fn agrees_with_dense_attention_under_the_mask() {
             problem.dtype_kv = if variant % 4 == 0 { Dtype::F16 } else { problem.dtype };
             problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][variant % 3];
             (problem.heads_q, problem.heads_kv) = [(2, 2), (4, 2), (3, 1)][variant % 3];
-            check(&BlockSparse, &problem, true);
+            check(|isa| BlockSparse { isa }, &problem, true);
         }
     }
 }
@@ -114,10 +114,10 @@ fn softcap_scale_ragged_paged_and_decode() {
         problem.softcap = Some(2.0);
         problem.scale = Some(0.3);
         (problem.heads_q, problem.heads_kv) = (12, 2);
-        check(&BlockSparse, &problem, true);
+        check(|isa| BlockSparse { isa }, &problem, true);
         problem.kv_layout = KvLayout::Paged { page_size: 16 };
         problem.seqlen_q = Lengths::Same(1);
         problem.phase = Phase::Decode;
-        check(&BlockSparse, &problem, true);
+        check(|isa| BlockSparse { isa }, &problem, true);
     }
 }

@@ -23,7 +23,7 @@ fn prefill_agrees_with_the_quadratic_form() {
                 problem.dtype = dtype;
                 problem.dtype_kv = if index % 2 == 0 { dtype } else { Dtype::Bf16 };
                 problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
-                check(&Linear, &problem, false);
+                check(|isa| Linear { isa }, &problem, false);
             }
         }
     }
@@ -40,7 +40,7 @@ fn every_feature_map_and_scaling() {
             let mut problem = problem(Phase::Prefill, (2, 1), (150, 150), (33, 16));
             problem.mechanism = Mechanism::Linear { feature_map, normalised };
             problem.causal = true;
-            check(&Linear, &problem, false);
+            check(|isa| Linear { isa }, &problem, false);
         }
     }
 }
@@ -55,7 +55,7 @@ fn queries_and_keys_of_different_lengths() {
                     problem.batch = batch;
                     problem.causal = causal;
                     problem.causal_alignment = alignment;
-                    check(&Linear, &problem, false);
+                    check(|isa| Linear { isa }, &problem, false);
                 }
             }
         }
@@ -72,7 +72,7 @@ fn ragged_batches() {
             problem.layout = layout;
             problem.seqlen_q = Lengths::List(vec![130, 1, 64]);
             problem.seqlen_kv = Lengths::List(vec![130, 5, 200]);
-            check(&Linear, &problem, false);
+            check(|isa| Linear { isa }, &problem, false);
         }
     }
 }
@@ -84,7 +84,7 @@ fn long_sequences_do_not_drift() {
         let mut problem = problem(Phase::Prefill, (1, 1), (20_000, 20_000), (16, 16));
         problem.batch = 1;
         problem.causal = causal;
-        check(&Linear, &problem, false);
+        check(|isa| Linear { isa }, &problem, false);
     }
 }
 
@@ -105,7 +105,7 @@ fn decode_agrees_with_the_recurrence() {
                     if index == 2 {
                         problem.seqlen_q = Lengths::List((0..problem.batch).map(|sequence| 5 - 2 * sequence).collect());
                     }
-                    check(&Linear, &problem, false);
+                    check(|isa| Linear { isa }, &problem, false);
                 }
             }
         }

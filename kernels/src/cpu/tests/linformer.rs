@@ -19,7 +19,7 @@ fn agrees_with_the_definition() {
             (problem.dtype, problem.dtype_kv) = (dtype, dtype);
             problem.batch = 1 + index % 2;
             problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
-            check(&Linformer, &problem, true);
+            check(|isa| Linformer { isa }, &problem, true);
         }
     }
 }
@@ -27,7 +27,7 @@ fn agrees_with_the_definition() {
 #[test]
 fn lengths_that_differ_and_ragged_batches() {
     for (len_q, len_kv) in [(1, 100), (100, 1), (65, 130), (3, 0)] {
-        check(&Linformer, &problem(16, (2, 1), (len_q, len_kv), (16, 16)), true);
+        check(|isa| Linformer { isa }, &problem(16, (2, 1), (len_q, len_kv), (16, 16)), true);
     }
     for layout in [Layout::Bshd, Layout::Thd] {
         let mut problem = problem(300, (2, 1), (0, 0), (16, 16));
@@ -35,6 +35,6 @@ fn lengths_that_differ_and_ragged_batches() {
         problem.layout = layout;
         problem.seqlen_q = Lengths::List(vec![130, 1, 64]);
         problem.seqlen_kv = Lengths::List(vec![130, 5, 300]);
-        check(&Linformer, &problem, true);
+        check(|isa| Linformer { isa }, &problem, true);
     }
 }

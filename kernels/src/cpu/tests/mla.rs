@@ -28,30 +28,30 @@ fn prefill_agrees_with_the_definition() {
             (problem.dtype, problem.dtype_kv) = (dtype, dtype);
             problem.causal = index % 4 != 3;
             problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
-            check(&Mla, &problem, true);
+            check(|isa| Mla { isa }, &problem, true);
         }
     }
     for alignment in [CausalAlignment::BottomRight, CausalAlignment::TopLeft] {
         for lengths in [(65, 200), (200, 65), (3, 0)] {
             let problem = AttentionProblem { causal_alignment: alignment, ..prefill(2, lengths) };
-            check(&Mla, &problem, true);
+            check(|isa| Mla { isa }, &problem, true);
         }
     }
     let mut ragged = prefill(2, (0, 0));
     ragged.batch = 3;
     ragged.seqlen_q = Lengths::List(vec![70, 1, 129]);
     ragged.seqlen_kv = Lengths::List(vec![70, 64, 200]);
-    check(&Mla, &ragged, true);
+    check(|isa| Mla { isa }, &ragged, true);
 }
 
 #[test]
 fn real_dimensions() {
     let mut problem = prefill(2, (70, 70));
     (problem.mechanism, problem.head_dim_qk, problem.head_dim_v) = (Mechanism::MLA, 192, 128);
-    check(&Mla, &problem, true);
+    check(|isa| Mla { isa }, &problem, true);
     let mut problem = decode(16, (1, 300));
     (problem.mechanism, problem.head_dim_qk, problem.head_dim_v) = (Mechanism::MLA, 576, 512);
-    check(&Mla, &problem, true);
+    check(|isa| Mla { isa }, &problem, true);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn decode_agrees_with_the_definition() {
                 problem.kv_layout = kv_layout;
                 problem.causal = index % 5 != 4;
                 problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
-                check(&Mla, &problem, true);
+                check(|isa| Mla { isa }, &problem, true);
             }
         }
     }
@@ -78,10 +78,10 @@ fn decode_of_ragged_batches_and_many_rows() {
     problem.batch = 4;
     problem.seqlen_kv = Lengths::List(vec![700, 1, 0, 300]);
     for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 64 }] {
-        check(&Mla, &AttentionProblem { kv_layout, ..problem.clone() }, true);
+        check(|isa| Mla { isa }, &AttentionProblem { kv_layout, ..problem.clone() }, true);
     }
     problem.seqlen_q = Lengths::List(vec![100, 3, 2, 1]);
     problem.softcap = Some(3.0);
     problem.dtype_kv = Dtype::F16;
-    check(&Mla, &problem, true);
+    check(|isa| Mla { isa }, &problem, true);
 }

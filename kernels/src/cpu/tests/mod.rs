@@ -6,6 +6,7 @@ mod linear;
 mod linformer;
 mod mla;
 
+use crate::cpu::simd::Isa;
 use crate::input::{self, Generator, InputSpec};
 use crate::kernel::{Kernel, PlanContext};
 use crate::problem::{AttentionProblem, Phase};
@@ -45,9 +46,9 @@ fn inputs(problem: &AttentionProblem, spec: &InputSpec, oracle: &Oracle<'_>) -> 
             .collect();
         for (&(sequence, head, query), row) in rows.iter().zip(oracle.forward_rows(&rows)) {
             let o: Vec<f32> = row.o.iter().map(|&x| x as f32).collect();
-            let sink = super::access::Sink::new(&mut inputs, TensorName::O);
+            let sink = super::rows::SharedRows::new(inputs.get_mut(TensorName::O));
             // SAFETY: nothing else reads or writes the tensor.
-            unsafe { sink.write(rows_o.offset(sequence, head, query), &o) };
+            unsafe { sink.write(rows_o.offset(sequence, head, query), &o, 1.0) };
             let lse = inputs.get_mut(TensorName::Lse).as_mut_slice::<f32>();
             lse[(sequence * problem.heads_q + head) * longest + query] = row.lse as f32;
         }
@@ -55,8 +56,9 @@ fn inputs(problem: &AttentionProblem, spec: &InputSpec, oracle: &Oracle<'_>) -> 
     inputs
 }
 
-/// Every output against the oracle on 1, 2 and 3 threads: whole where that is cheap, else sampled.
-fn check(kernel: &dyn Kernel, problem: &AttentionProblem, with_lse: bool) {
+/// Every output against the oracle, on 1, 2 and 3 threads and on every instruction set: whole where that is cheap, else
+/// sampled.
+fn check<K: Kernel>(kernel: impl Fn(Option<Isa>) -> K, problem: &AttentionProblem, with_lse: bool) {
     let spec = InputSpec::new(problem, 7);
     let source = GeneratedRows::new(problem, &spec, 0);
     let oracle = Oracle::new(problem, &source);
@@ -67,16 +69,23 @@ fn check(kernel: &dyn Kernel, problem: &AttentionProblem, with_lse: bool) {
     assert!(plan.rows.iter().any(|sampled| !sampled.rows.is_empty()) || problem.lengths_q().iter().sum::<usize>() == 0);
     let expected = oracle.expected(&plan);
     let inputs = inputs(problem, &spec, &oracle);
-    for threads in [1, 2, 3] {
+    let isas = Isa::available();
+    for turn in 0..isas.len().max(3) {
+        let (threads, isa) = (1 + turn % 3, isas[turn % isas.len()]);
         let mut outputs = input::outputs(problem);
         if with_lse {
             add_lse(problem, &mut outputs);
         }
-        run(kernel, problem, &inputs, &mut outputs, threads);
+        run(&kernel(Some(isa)), problem, &inputs, &mut outputs, threads);
         for expected in &expected {
             let bytes = expected.rows.gather(problem, &outputs).expect("the rows exist");
             let report = expected.judge_bytes(&bytes).expect("as many elements as were asked for");
-            assert!(report.pass, "{:?} on {threads} threads: {report:?} of {problem:?}", expected.rows.tensor);
+            assert!(
+                report.pass,
+                "{:?} on {threads} threads and {}: {report:?} of {problem:?}",
+                expected.rows.tensor,
+                isa.name()
+            );
         }
     }
 }
