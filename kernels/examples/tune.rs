@@ -50,51 +50,64 @@ fn values(count: usize) -> Tensor {
         .collect();
     Tensor::from_slice(&[count], &v)
 }
+
+fn chain() -> f64 {
+    let s = std::time::Instant::now();
+    let mut x = black_box(3u64);
+    for _ in 0..5000 {
+        x = x.wrapping_mul(x | 1);
+        x = x.wrapping_mul(x | 1);
+        x = x.wrapping_mul(x | 1);
+        x = x.wrapping_mul(x | 1);
+    }
+    black_box(x);
+    20000.0 * 4.0 / s.elapsed().as_secs_f64() / 1e9
+}
 fn main() {
-    let isa = Isa::best();
     let o = values(8 * 16);
-    let fma = || {
-        let steps = 400_000;
-        (2 * 12 * steps * isa.lanes()) as f64
-            / best(9, || {
-                black_box(isa.run(Fma { steps, o: black_box(o.as_slice()) }));
-            })
-            / 1e9
-    };
-    for (m, n, k) in [
-        (96, 128, 64),
-        (96, 64, 128),
-        (96, 128, 128),
-        (192, 128, 128),
-        (24, 128, 128),
-        (6, 64, 128),
-        (96, 64, 64),
-        (96, 256, 64),
-        (96, 64, 256),
-        (192, 64, 256),
-    ] {
-        for acc in [false, true] {
-            for unpacked in [false, true] {
-                let a = values(m * k);
-                let shape = PackedShape::new(isa, k, n);
-                let b = values(shape.len());
-                let mut c = Tensor::zeros(ElementType::F32, &[m * n]);
-                let f0 = fma();
-                let reps = 200_000_000 / (2 * m * n * k) + 1;
-                let bb = if unpacked { Panels::rows(isa, b.as_slice(), n) } else { shape.view(b.as_slice()) };
-                let t = best(15, || {
-                    for _ in 0..reps {
-                        gemm(isa, (m, n, k), Strided::rows(a.as_slice(), k), bb, c.as_mut_slice(), n, acc)
-                    }
-                }) / reps as f64;
-                let r = (2 * m * n * k) as f64 / t / 1e9;
-                let f1 = fma();
-                println!(
-                    "{m}x{n}x{k} acc {acc} unpacked {unpacked}: {r:.0} GFLOP/s, {:.0} % of {:.0}",
-                    100.0 * r / f0.max(f1),
-                    f0.max(f1)
-                );
+    for isa in Isa::available().into_iter().skip(1) {
+        let fma = || {
+            let steps = 400_000;
+            (2 * 12 * steps * isa.lanes()) as f64
+                / best(9, || {
+                    black_box(isa.run(Fma { steps, o: black_box(o.as_slice()) }));
+                })
+                / 1e9
+        };
+        let mut f = [0.0f64; 3];
+        for _ in 0..200 {
+            f[0] = f[0].max(chain());
+        }
+        for _ in 0..100 {
+            black_box(isa.run(Fma { steps: 20000, o: black_box(o.as_slice()) }));
+            f[1] = f[1].max(chain());
+        }
+        for (m, n, k) in [(96, 128, 64), (96, 64, 128), (24, 64, 128)] {
+            let a = values(m * k);
+            let shape = PackedShape::new(isa, k, n);
+            let b = values(shape.len());
+            let mut c = Tensor::zeros(ElementType::F32, &[m * n]);
+            let f0 = fma();
+            let reps = 20_000_000 / (2 * m * n * k) + 1;
+            let bb = shape.view(b.as_slice());
+            let mut go = || {
+                for _ in 0..reps {
+                    gemm(isa, (m, n, k), Strided::rows(a.as_slice(), k), bb, c.as_mut_slice(), n, false)
+                }
+            };
+            let t = best(99, &mut go) / reps as f64;
+            let r = (2 * m * n * k) as f64 / t / 1e9;
+            let f1 = fma();
+            for _ in 0..200 {
+                go();
+                f[2] = f[2].max(chain());
             }
+            println!(
+                "{} {m}x{n}x{k}: {r:.0} GFLOP/s, {:.0} % of {:.0}; chain {f:.2?}",
+                isa.name(),
+                100.0 * r / f0.max(f1),
+                f0.max(f1)
+            );
         }
     }
 }

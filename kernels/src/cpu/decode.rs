@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::call::Call;
-use super::online::{TileShape, TileState, absorb, absorb_scores, finish, local, scale_in_place};
+use super::online::{TileShape, TileState, absorb, absorb_scores, finish, local};
 use super::packed_kv::BlockPacker;
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
@@ -281,15 +281,8 @@ impl Layout {
             let next_rows = stored_rows(call.k, &self.rows_k, heads, dim_qk, &scratch.next_offsets);
             let scores = &mut scratch.scores.as_mut_slice::<f32>()[..heads * count * width];
             stream::scores(isa, &queries[..heads * count * padded], key_rows, Some(&value_rows), scores, width);
-            for (index, row) in scratch.rows.iter().enumerate() {
-                let seen = local(&call.rules.cut(&row.keys), first, len);
-                let scores = &mut scores[index * width..(index + 1) * width];
-                let (max, sum) = (&mut max[index], &mut sum[index]);
-                let scale = absorb_scores(isa, &call.rules, task.sequence, row, seen, first, scores, max, sum);
-                if let Some(scale) = scale {
-                    scale_in_place(isa, &mut out[index * self.dim_v..(index + 1) * self.dim_v], scale);
-                }
-            }
+            let mut state = TileState { max: &mut *max, sum: &mut *sum, out: &mut *out, scores: &mut *scores };
+            absorb_scores(isa, &call.rules, task.sequence, &scratch.rows, first, len, self.dim_v, &mut state);
             stream::accumulate(isa, scores, width, value_rows, Some(&next_rows), out);
         }
     }

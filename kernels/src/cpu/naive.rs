@@ -14,7 +14,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::call::Call;
-use super::online::{absorb_scores, finish};
+use super::online::{TileState, absorb_scores, finish};
 use super::packed_kv::BlockPacker;
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
@@ -284,9 +284,10 @@ impl Layout {
                     *score = if seen == 0 { f32::NEG_INFINITY } else { *score };
                 }
             }
-            let keys = call.rules.cut(&row.keys);
-            let (isa, rules) = (self.packer.isa, &call.rules);
-            absorb_scores(isa, rules, tile.sequence, &row, keys, 0, scores, &mut max[index], &mut sum[index]);
+            let (max, sum) = (&mut max[index..=index], &mut sum[index..=index]);
+            let mut state = TileState { max, sum, out: &mut [], scores };
+            let row = std::slice::from_ref(&row);
+            absorb_scores(self.packer.isa, &call.rules, tile.sequence, row, 0, sequence.width, 0, &mut state);
         }
     }
 

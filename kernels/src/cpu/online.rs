@@ -10,7 +10,7 @@ use super::rows::Row;
 use super::score::ScoreRules;
 use super::simd::exp::exp_nonpositive;
 use super::simd::gemm::{Panels, Strided, gemm};
-use super::simd::{Isa, Simd, Task};
+use super::simd::{Isa, MAX_LANES, Simd, Task};
 
 /// A block of packed keys and values.
 #[derive(Clone, Copy)]
@@ -83,24 +83,7 @@ pub(crate) fn absorb(
             gemm(isa, product, queries, block.keys.panels_from(start / panel), scores, width, false);
         }
     }
-    for (index, row) in rows.iter().enumerate() {
-        let scores = &mut state.scores[index * width..(index + 1) * width];
-        let out = &mut state.out[index * dim_v..(index + 1) * dim_v];
-        let seen = local(&rules.cut(&row.keys), block.first_key, block.len);
-        if let Some(scale) = absorb_scores(
-            isa,
-            rules,
-            sequence,
-            row,
-            seen,
-            block.first_key,
-            scores,
-            &mut state.max[index],
-            &mut state.sum[index],
-        ) {
-            scale_in_place(isa, out, scale);
-        }
-    }
+    absorb_scores(isa, rules, sequence, rows, block.first_key, block.len, dim_v, state);
     weigh_values(shape, rows, block, width, state);
 }
 
@@ -135,82 +118,121 @@ fn weigh_values(shape: TileShape, rows: &[Row], block: KeyValueBlock<'_>, width:
     }
 }
 
-/// Turns one row's scores of a block into weights exp(score - m), zero where not `seen`, with m and l updated. Returns the
-/// factor by which what was summed so far must shrink, unless that is 1.
+/// Turns scores (rows, `len` rounded up to whole vectors) of keys `first_key..` into weights exp(score - m), zero where not
+/// seen, with m, l and O, rows of `dim_v` elements, updated but for the weighted values.
 pub(crate) fn absorb_scores(
     isa: Isa,
     rules: &ScoreRules<'_>,
     sequence: usize,
-    row: &Row,
-    seen: Range<usize>,
+    rows: &[Row],
     first_key: usize,
-    scores: &mut [f32],
-    max: &mut f32,
-    sum: &mut f32,
-) -> Option<f32> {
-    if seen.is_empty() {
-        scores.fill(0.0);
-        return None;
+    len: usize,
+    dim_v: usize,
+    state: &mut TileState<'_>,
+) {
+    let width = isa.pad(len);
+    if rules.change_scores() {
+        for (row, scores) in rows.iter().zip(state.scores.chunks_exact_mut(width)) {
+            let seen = local(&rules.cut(&row.keys), first_key, len);
+            rules.apply(isa, sequence, row, first_key + seen.start, &mut scores[seen]);
+        }
     }
-    rules.apply(isa, sequence, row, first_key + seen.start, &mut scores[seen.clone()]);
-    scores[..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..].fill(f32::NEG_INFINITY);
-    isa.run(Weights { scores, max, sum })
+    isa.run(Weights { rules, rows, first_key, len, width, dim_v, state });
 }
 
-/// scores -> weights; the length is whole vectors.
-struct Weights<'a> {
-    scores: &'a mut [f32],
-    max: &'a mut f32,
-    sum: &'a mut f32,
+/// All rows in one loop: their reductions, which are chains of dependent steps, then overlap.
+struct Weights<'a, 'b, 'c> {
+    rules: &'a ScoreRules<'b>,
+    rows: &'a [Row],
+    first_key: usize,
+    len: usize,
+    width: usize,
+    dim_v: usize,
+    state: &'a mut TileState<'c>,
 }
 
-impl Task for Weights<'_> {
-    type Output = Option<f32>;
+impl Task for Weights<'_, '_, '_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> Option<f32> {
-        let count = self.scores.len() / S::LANES;
-        debug_assert_eq!(count * S::LANES, self.scores.len());
-        let scores = self.scores.as_mut_ptr();
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        for i in 0..count {
-            // SAFETY: i counts whole vectors of the slice.
-            largest = unsafe { S::max(largest, S::load(scores.add(i * S::LANES))) };
-        }
-        let new = S::largest(largest).max(*self.max);
-        if new == f32::NEG_INFINITY {
-            // Nothing is visible, unless all that is visible is NaN: that must show in the output.
-            if self.scores.iter().any(|score| score.is_nan()) {
-                self.scores.fill(f32::NAN);
-                *self.sum = f32::NAN;
-            } else {
-                self.scores.fill(0.0);
+    fn run<S: Simd>(self) {
+        for (index, row) in self.rows.iter().enumerate() {
+            let scores = &mut self.state.scores[index * self.width..(index + 1) * self.width];
+            let seen = local(&self.rules.cut(&row.keys), self.first_key, self.len);
+            if seen.is_empty() {
+                scores.fill(0.0);
+                continue;
             }
-            return None;
-        }
-        let shift = S::splat(new);
-        let mut total = S::splat(0.0);
-        for i in 0..count {
-            // SAFETY: as above.
-            unsafe {
-                let weight = exp_nonpositive::<S>(S::sub(S::load(scores.add(i * S::LANES)), shift));
-                S::store(scores.add(i * S::LANES), weight);
-                total = S::add(total, weight);
+            // Vectors that hold something seen.
+            let vectors = seen.start / S::LANES * S::LANES..seen.end.next_multiple_of(S::LANES);
+            scores[..vectors.start].fill(0.0);
+            scores[vectors.end..].fill(0.0);
+            scores[vectors.start..seen.start].fill(f32::NEG_INFINITY);
+            scores[seen.end..vectors.end].fill(f32::NEG_INFINITY);
+            let (max, sum) = (&mut self.state.max[index], &mut self.state.sum[index]);
+            if let Some(factor) = weigh::<S>(&mut scores[vectors], max, sum) {
+                let out = &mut self.state.out[index * self.dim_v..(index + 1) * self.dim_v];
+                Scale { values: out, factor }.run::<S>();
             }
         }
-        let scale = if new > *self.max {
-            let mut scale = [0f32; 16];
-            // SAFETY: no vector has more than 16 lanes.
-            unsafe { S::store(scale.as_mut_ptr(), exp_nonpositive::<S>(S::splat(*self.max - new))) };
-            Some(scale[0])
-        } else {
-            None
-        };
-        *self.sum = *self.sum * scale.unwrap_or(1.0) + S::sum(total);
-        *self.max = new;
-        scale
     }
+}
+
+/// Turns one row's scores, whole vectors, into weights. Returns the factor by which what was summed so far must shrink,
+/// unless that is 1.
+#[inline(always)]
+fn weigh<S: Simd>(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> Option<f32> {
+    let count = scores.len() / S::LANES;
+    debug_assert_eq!(count * S::LANES, scores.len());
+    let data = scores.as_mut_ptr();
+    let none = S::splat(f32::NEG_INFINITY);
+    let mut largest = [none; 4];
+    let mut i = 0;
+    while i + 4 <= count {
+        for chain in 0..4 {
+            // SAFETY: i + chain counts whole vectors of the slice.
+            largest[chain] = unsafe { S::max(largest[chain], S::load(data.add((i + chain) * S::LANES))) };
+        }
+        i += 4;
+    }
+    while i < count {
+        // SAFETY: as above.
+        largest[0] = unsafe { S::max(largest[0], S::load(data.add(i * S::LANES))) };
+        i += 1;
+    }
+    let largest = S::max(S::max(largest[0], largest[1]), S::max(largest[2], largest[3]));
+    let new = S::largest(largest).max(*max);
+    if new == f32::NEG_INFINITY {
+        // Nothing is visible, unless all that is visible is NaN: that must show in the output.
+        if scores.iter().any(|score| score.is_nan()) {
+            scores.fill(f32::NAN);
+            *sum = f32::NAN;
+        } else {
+            scores.fill(0.0);
+        }
+        return None;
+    }
+    let shift = S::splat(new);
+    let mut total = [S::splat(0.0); 2];
+    for i in 0..count {
+        // SAFETY: as above.
+        unsafe {
+            let weight = exp_nonpositive::<S>(S::sub(S::load(data.add(i * S::LANES)), shift));
+            S::store(data.add(i * S::LANES), weight);
+            total[i % 2] = S::add(total[i % 2], weight);
+        }
+    }
+    let scale = if new > *max {
+        let mut scale = [0f32; MAX_LANES];
+        // SAFETY: no vector has more lanes.
+        unsafe { S::store(scale.as_mut_ptr(), exp_nonpositive::<S>(S::splat(*max - new))) };
+        Some(scale[0])
+    } else {
+        None
+    };
+    *sum = *sum * scale.unwrap_or(1.0) + S::sum(S::add(total[0], total[1]));
+    *max = new;
+    scale
 }
 
 /// values *= factor; the length is whole vectors.

@@ -53,6 +53,11 @@ impl<'a> ScoreRules<'a> {
         keys.start.min(limit)..keys.end.min(limit)
     }
 
+    /// Whether [`ScoreRules::apply`] does anything.
+    pub(crate) fn change_scores(&self) -> bool {
+        self.softcap.is_some() || self.slopes.is_some() || self.bias.is_some()
+    }
+
     /// Applies the rules to the scores of keys `first_key..`, which [`ScoreRules::cut`] left.
     pub(crate) fn apply(&self, isa: Isa, sequence: usize, row: &Row, first_key: usize, scores: &mut [f32]) {
         if let Some(cap) = self.softcap {

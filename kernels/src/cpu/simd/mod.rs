@@ -18,4 +18,5 @@ pub mod stream;
 mod vector;
 
 pub use isa::{Isa, Task};
+pub(crate) use vector::MAX_LANES;
 pub use vector::{Simd, Stored};
