@@ -1,5 +1,5 @@
 //! What the CPU kernels reach of this machine's limits: `cargo run --release -p attn-kernels --example rates -- [threads]
-//! [filter]`.
+//! [filter]`, where the filter is a part of the listed cases, or another case as "KERNEL PROBLEM-ID".
 //!
 //! Compute-bound cases are compared with the FMA rate of a loop without memory, memory-bound ones with the bandwidth of
 //! reading, both measured before each case in the same process. Times are CPU time a thread: idle threads do not count.
@@ -185,11 +185,13 @@ fn main() {
     let mut stream = Tensor::zeros(ElementType::F32, &[1 << 26]);
     stream.as_mut_slice::<f32>().fill(1.0);
     println!("{} on {threads} threads", Isa::best().name());
-    for (name, id) in CASES {
-        let label = format!("{name} {id}");
-        if !label.contains(&filter) {
-            continue;
-        }
+    let labels = CASES.iter().map(|(name, id)| format!("{name} {id}")).filter(|label| label.contains(&filter));
+    let mut labels: Vec<String> = labels.collect();
+    if labels.is_empty() {
+        labels.push(filter);
+    }
+    for label in labels {
+        let (name, id) = label.split_once(' ').expect("a filter is part of a case, or KERNEL ID");
         let problem: AttentionProblem = id.parse().expect("a problem's id");
         pool.install(|| {
             let inputs = inputs_of(&problem, threads);

@@ -3,7 +3,7 @@
 //!
 //! On a CPU: each KV head is widened and packed once, in parallel, into panels that the register blocks of
 //! [`super::simd::gemm`] read with unit stride, and every query tile of its group reads them. Tiles are of
-//! [`TILE_ROWS`] queries and [`BLOCK_KEYS`] keys: the scores (96 x 128 x 4 = 48 KiB), the tile's Q and O and one packed
+//! [`TILE_ROWS`] queries and [`BLOCK_KEYS`] keys: the scores (96 x 256 x 4 = 96 KiB), the tile's Q and O and one packed
 //! block stay in the second-level cache. Only blocks that some row of a tile sees are visited, and in blocks on an edge
 //! only the panels and rows that meet it. Tiles start longest first. Units of (sequence, KV head) are taken in waves whose
 //! packed form stays below [`WAVE_BYTES`], so memory does not grow with the batch.
@@ -32,7 +32,7 @@ use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 /// Queries a tile.
 const TILE_ROWS: usize = 96;
 /// Keys a block.
-const BLOCK_KEYS: usize = 128;
+const BLOCK_KEYS: usize = 256;
 /// Packed keys and values at a time; one KV head may take more.
 const WAVE_BYTES: usize = 64 << 20;
 
