@@ -6,7 +6,7 @@
 //! from the problem alone, so the result is the same on any number of threads.
 //!
 //! Two regimes:
-//! * few rows a KV head (queries x group <= [`STREAM_ROWS`]): a task is one split of a sequence with *all* its KV heads
+//! * few rows a KV head (at most [`STREAM_ELEMENTS`]): a task is one split of a sequence with *all* its KV heads
 //!   where the heads of a token lie side by side, else with one of them. It takes the tokens in blocks of
 //!   [`STREAM_KEYS`], keys then values: memory is read in order whatever the layout, at the stored width, and nothing is
 //!   copied. Limit: the read bandwidth.
@@ -30,8 +30,9 @@ use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, Bias, Mechanism, Pattern, Phase};
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
-/// Rows of a KV head up to which K and V are streamed.
-const STREAM_ROWS: usize = 16;
+/// Elements of the queries and outputs of a KV head up to which K and V are streamed: both stay in the first-level cache
+/// beside the keys. At d = 128 these are 16 rows.
+const STREAM_ELEMENTS: usize = 16 * (128 + 128);
 /// Keys a block when streaming: the scores of all heads stay in the first-level cache, and a row has whole vectors of them.
 const STREAM_KEYS: usize = 64;
 /// Rows a tile otherwise.
@@ -132,7 +133,7 @@ impl DecodePlan {
         // Absorbed MLA's values are the heads of its keys.
         let row_v = if problem.is_absorbed_mla() { dim_qk } else { dim_v };
         let longest = lengths_q.iter().copied().max().unwrap_or(0);
-        let streams = longest * group <= STREAM_ROWS;
+        let streams = longest * group * (dim_qk + dim_v) <= STREAM_ELEMENTS;
         let mut layout = Layout {
             problem: problem.clone(),
             isa,
