@@ -6,6 +6,7 @@
 //! in. ARCHITECTURE.md at the top of the repository draws the map.
 
 pub mod case;
+pub mod clock;
 pub mod commands;
 pub mod compare;
 pub mod device;

@@ -152,7 +152,10 @@ impl Side {
 }
 
 fn latest_provenance(baseline: &Baseline) -> BTreeMap<String, String> {
-    baseline.sessions.last().map(|session| session.provenance.clone()).unwrap_or_default()
+    let mut provenance = baseline.sessions.last().map(|session| session.provenance.clone()).unwrap_or_default();
+    // It differs always, and says nothing that the controls' drift does not say better.
+    provenance.remove("load_1min");
+    provenance
 }
 
 fn notes(base: &Baseline, head: &Baseline, drift: &BTreeMap<String, Drift>) -> Vec<String> {

@@ -11,6 +11,7 @@ use rand::RngExt;
 use rand_pcg::Pcg64;
 
 use super::verify::Verifier;
+use crate::clock::elapsed_ns;
 use crate::device::cpu::memory::available_bytes;
 use crate::record::{CaseRound, Disposition, MemoryReport, TimeSpent, Verification};
 use crate::stats::stopping;
@@ -138,20 +139,7 @@ struct Attempt<'a> {
 
 impl<'a> Attempt<'a> {
     fn new(worker: &'a mut Worker, planned: &'a PlannedCase, verifier: &'a mut Verifier, rng: &'a mut Pcg64) -> Self {
-        let seen = CaseRound {
-            round: 0,
-            order: 0,
-            disposition: Disposition::Measured,
-            reason: None,
-            device_ns: Vec::new(),
-            wall_ns: Vec::new(),
-            sets: Vec::new(),
-            sample_flags: Default::default(),
-            plan_ns: None,
-            compile_ns: None,
-            memory: None,
-            verification: Vec::new(),
-        };
+        let seen = CaseRound::without_samples(0, 0, Disposition::Measured, None);
         Attempt { worker, planned, verifier, rng, seen, time: TimeSpent::default(), calls: 0 }
     }
 
@@ -328,8 +316,4 @@ fn refuse_findings(flags: &[String]) -> Result<(), Stop> {
 
 fn is_positive(nanoseconds: f64) -> bool {
     nanoseconds.is_finite() && nanoseconds > 0.0
-}
-
-fn elapsed_ns(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,7 @@ use super::case::{CaseOutcome, disposition_of, measure_case};
 use super::controls;
 use super::journal::{Entry, Journal, JournalError};
 use super::verify::Verifier;
+use crate::clock::elapsed_ns;
 use crate::record::{CaseRound, Disposition, TimeSpent};
 use crate::suite::{PlannedCase, Suite};
 use crate::worker::adapters;
@@ -175,7 +176,8 @@ impl Pass<'_> {
             Ok(worker) => worker,
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => {
-                let seen = not_run(self.round, order, disposition_of(&failure), failure.to_string());
+                let seen =
+                    CaseRound::without_samples(self.round, order, disposition_of(&failure), Some(failure.to_string()));
                 let spent = elapsed_ns(start);
                 let time = TimeSpent { total_ns: spent, start_ns: spent, ..TimeSpent::default() };
                 return Ok(CaseOutcome { round: seen, time, worker_survives: false });
@@ -220,25 +222,4 @@ impl Pass<'_> {
         debug_assert!(self.suite.cases.iter().any(|case| case.case.provider == provider));
         spawned
     }
-}
-
-fn not_run(round: u32, order: u32, disposition: Disposition, reason: String) -> CaseRound {
-    CaseRound {
-        round,
-        order,
-        disposition,
-        reason: Some(reason),
-        device_ns: Vec::new(),
-        wall_ns: Vec::new(),
-        sets: Vec::new(),
-        sample_flags: BTreeMap::new(),
-        plan_ns: None,
-        compile_ns: None,
-        memory: None,
-        verification: Vec::new(),
-    }
-}
-
-fn elapsed_ns(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -217,6 +217,26 @@ pub struct CaseRound {
     pub verification: Vec<Verification>,
 }
 
+impl CaseRound {
+    /// A round in which nothing was measured, or not yet.
+    pub fn without_samples(round: u32, order: u32, disposition: Disposition, reason: Option<String>) -> Self {
+        CaseRound {
+            round,
+            order,
+            disposition,
+            reason,
+            device_ns: Vec::new(),
+            wall_ns: Vec::new(),
+            sets: Vec::new(),
+            sample_flags: BTreeMap::new(),
+            plan_ns: None,
+            compile_ns: None,
+            memory: None,
+            verification: Vec::new(),
+        }
+    }
+}
+
 /// Memory of a case in a worker, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryReport {

@@ -16,6 +16,7 @@ use super::protocol::{
 };
 use super::provider::{PreparedCase, Provider};
 use crate::case::Mode;
+use crate::clock::elapsed_ns;
 use crate::device::cpu::activity::works_on;
 use crate::device::cpu::allocator::{current_bytes, peak_during};
 use crate::device::cpu::{cache::CacheSizes, ceiling, flush::CacheFlusher, memory, thread_pool, usable_cores};
@@ -344,8 +345,4 @@ impl CpuCase {
 
 fn checksum(pool: &rayon::ThreadPool, tensors: &TensorSet) -> u64 {
     pool.install(|| tensors.iter().fold(0, |sum, (_, tensor)| input::hash64(sum, input::checksum(tensor))))
-}
-
-fn elapsed_ns(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

@@ -4,7 +4,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::input::SharedMut;
+use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Float, Rows, Tensor, TensorName, TensorSet};
 
 /// Tokens `first, first + step, ...` of a sequence.

@@ -24,10 +24,10 @@ use super::score::alibi_slopes;
 use super::simd::Isa;
 use super::simd::pack::widen_row;
 use super::simd::stream::{self, StoredRows};
-use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, Bias, Mechanism, Pattern, Phase};
+use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// Elements of the queries and outputs of a KV head up to which K and V are streamed: both stay in the first-level cache

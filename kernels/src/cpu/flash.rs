@@ -23,10 +23,10 @@ use super::schedule::for_each_task;
 use super::score::alibi_slopes;
 use super::simd::Isa;
 use super::simd::pack::widen_row;
-use crate::input::SharedMut;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, KvLayout, Mechanism, Pattern, Phase};
+use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// Queries a tile.

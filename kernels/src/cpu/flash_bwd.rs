@@ -18,9 +18,9 @@ use super::online_tile::KEY_TILE;
 use super::schedule::for_each_task;
 use super::tile::{self, exp_rows, matmul, transpose};
 use super::tiled::QUERY_TILE;
-use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
+use crate::shared_mut::SharedMut;
 use crate::tensor::{Rows, TensorName, TensorSet};
 
 /// Whether `flash` computes this backward problem.

@@ -22,10 +22,10 @@ use super::score::alibi_slopes;
 use super::simd::Isa;
 use super::simd::gemm::{Strided, gemm};
 use super::simd::pack::widen_row;
-use crate::input::SharedMut;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, KvLayout, Mechanism, Pattern, Phase};
+use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Rows, Tensor, TensorSet};
 
 /// Queries a tile.

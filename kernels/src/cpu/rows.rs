@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::input::SharedMut;
 use crate::pattern::Visibility;
+use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Float, Tensor};
 
 /// One query row.

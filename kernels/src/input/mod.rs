@@ -25,7 +25,6 @@ pub use generator::{Generator, golden_hash};
 
 pub use crate::hash::hash64;
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
-pub(crate) use crate::shared_mut::SharedMut;
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// The version of everything on this page: two records compare only where it is equal.
