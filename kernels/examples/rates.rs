@@ -132,7 +132,7 @@ const CASES: &[(&str, &str)] = &[
     ("split_kv", "softmax/append/full/f32/b1/h32:8/q64/k4096/d128"),
     ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k8192/d128"),
     ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128"),
-    ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128/bhsd"),
+    ("split_kv", "softmax/decode/full/f32/b1/h32:8/q1/k65536/d128/layout=bhsd"),
     ("split_kv", "softmax/decode/full/f32/b1/h32:32/q1/k65536/d128"),
     ("split_kv", "softmax/decode/full/f32/b1/h32:1/q1/k65536/d128"),
     ("split_kv", "softmax/decode/full/f16/b1/h32:8/q1/k65536/d128"),

@@ -3,7 +3,7 @@
 //! A [`Tensor`] is a plain contiguous array. What its dimensions mean is said by [`Rows`], which is made from the
 //! problem: kernels read rows through it and therefore never see a memory layout.
 
-use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout as AllocLayout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 
 use half::{bf16, f16};
@@ -157,18 +157,41 @@ struct Buffer {
 }
 
 const ALIGNMENT: usize = 64;
+/// Pages that one entry of the processor's address cache maps, where the system gives them.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Memory from which on huge pages are worth what rounding up to them wastes.
+const HUGE_FROM_BYTES: usize = 4 * HUGE_PAGE_BYTES;
+
+fn layout_of(bytes: usize) -> AllocLayout {
+    let alignment = if bytes >= HUGE_FROM_BYTES { HUGE_PAGE_BYTES } else { ALIGNMENT };
+    AllocLayout::from_size_align(bytes, alignment).expect("a tensor's size fits isize")
+}
+
+/// Rows that are read with large strides, and caches of gigabytes, would else wait for page tables.
+fn ask_for_huge_pages(pointer: *mut u8, layout: AllocLayout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() == HUGE_PAGE_BYTES {
+        // SAFETY: the range is a fresh allocation, and advice changes no contents. A refusal changes nothing.
+        unsafe { libc::madvise(pointer.cast(), layout.size(), libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pointer, layout);
+}
 
 impl Buffer {
     fn zeroed(bytes: usize) -> Self {
         if bytes == 0 {
             return Buffer { pointer: std::ptr::without_provenance_mut(ALIGNMENT), bytes };
         }
-        let layout = AllocLayout::from_size_align(bytes, ALIGNMENT).expect("a tensor's size fits isize");
+        let layout = layout_of(bytes);
         // SAFETY: the layout's size is not zero.
-        let pointer = unsafe { alloc_zeroed(layout) };
+        let pointer = unsafe { alloc(layout) };
         if pointer.is_null() {
             handle_alloc_error(layout);
         }
+        ask_for_huge_pages(pointer, layout);
+        // SAFETY: these bytes have just been allocated.
+        unsafe { pointer.write_bytes(0, bytes) };
         Buffer { pointer, bytes }
     }
 }
@@ -176,9 +199,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            let layout = AllocLayout::from_size_align(self.bytes, ALIGNMENT).expect("checked at allocation");
-            // SAFETY: the pointer came from `alloc_zeroed` with this layout.
-            unsafe { dealloc(self.pointer, layout) };
+            // SAFETY: the pointer came from `alloc` with this layout.
+            unsafe { dealloc(self.pointer, layout_of(self.bytes)) };
         }
     }
 }

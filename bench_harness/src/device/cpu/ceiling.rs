@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use attn_kernels::cpu::simd::{Isa, Simd, Task};
+use attn_kernels::tensor::{ElementType, Tensor};
 use rayon::prelude::*;
 
 use super::flush::evict;
@@ -44,8 +45,11 @@ fn bandwidth(kind: ControlKind, mode: Mode, working_set_bytes: u64, samples: usi
     // A copy's working set is its source and its destination.
     let buffers = if kind == ControlKind::Copy { 2 } else { 1 };
     let words = ((working_set_bytes / buffers / 4) as usize).max(64);
-    let mut source: Vec<f32> = (0..words).map(|index| (index % 251) as f32).collect();
-    let mut target: Vec<f32> = if kind == ControlKind::Copy { vec![1.0; words] } else { Vec::new() };
+    // Tensors, as kernels read and write them: with huge pages where the system gives them.
+    let mut source = Tensor::zeros(ElementType::F32, &[words]);
+    let mut target = Tensor::zeros(ElementType::F32, &[if kind == ControlKind::Copy { words } else { 0 }]);
+    let (source, target) = (source.as_mut_slice::<f32>(), target.as_mut_slice::<f32>());
+    source.iter_mut().enumerate().for_each(|(index, word)| *word = (index % 251) as f32);
     let share = words.div_ceil(rayon::current_num_threads());
     // Small working sets are passed over several times, so that waking the threads does not count.
     let passes = match mode {
@@ -55,8 +59,8 @@ fn bandwidth(kind: ControlKind, mode: Mode, working_set_bytes: u64, samples: usi
     let mut device_ns = Vec::with_capacity(samples);
     for sample in 0..samples + 1 {
         if mode == Mode::Cold {
-            as_bytes(&source).par_chunks(1 << 20).for_each(evict);
-            as_bytes(&target).par_chunks(1 << 20).for_each(evict);
+            as_bytes(source).par_chunks(1 << 20).for_each(evict);
+            as_bytes(target).par_chunks(1 << 20).for_each(evict);
         }
         let start = Instant::now();
         match kind {
