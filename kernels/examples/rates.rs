@@ -10,9 +10,9 @@ use attn_kernels::cpu;
 use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::kernel::PlanContext;
-use attn_kernels::pattern::Visibility;
 use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Layout, Pattern, Phase};
-use attn_kernels::tensor::{ElementType, Tensor};
+use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
+use attn_kernels::work::Work;
 use rayon::prelude::*;
 
 /// Twelve independent chains of FMAs, more than latency times ports on any CPU, whose operands change from step to step and
@@ -117,6 +117,7 @@ fn best_seconds<T>(calls: usize, mut call: impl FnMut() -> T) -> f64 {
 fn cases() -> Vec<(&'static str, AttentionProblem)> {
     let prefill = |heads, n, d| AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, heads, (n, n), d);
     let decode = |dtype, heads, k| AttentionProblem::softmax(Phase::Decode, dtype, 1, heads, (1, k), 128);
+    let backward = |heads, n, d| AttentionProblem::softmax(Phase::Backward, Dtype::F32, 1, heads, (n, n), d);
     let causal = |problem| AttentionProblem { causal: true, ..problem };
     let window = |problem| AttentionProblem { pattern: Pattern::Window { left: 255, right: 0 }, ..problem };
     let paged = |problem| AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem };
@@ -142,7 +143,38 @@ fn cases() -> Vec<(&'static str, AttentionProblem)> {
     }
     let bhsd = AttentionProblem { layout: Layout::Bhsd, ..decode(Dtype::F32, (32, 8), 65536) };
     cases.push(("split_kv", bhsd));
+    for (heads, n, d) in [((8, 8), 2048, 64), ((8, 8), 2048, 128), ((2, 2), 8192, 64), ((2, 2), 8192, 128)] {
+        let full = backward(heads, n, d);
+        cases.extend([("flash", full.clone()), ("flash", causal(full))]);
+    }
+    let half = AttentionProblem { dtype: Dtype::Bf16, dtype_kv: Dtype::Bf16, ..backward((8, 8), 2048, 64) };
+    cases.extend([
+        ("flash", causal(backward((8, 2), 2048, 128))),
+        ("flash", causal(backward((3, 1), 2048, 64))),
+        ("flash", window(backward((8, 8), 4096, 64))),
+        ("flash", half),
+    ]);
     cases
+}
+
+/// The inputs of a problem; for backward with O and LSE as `flash` computes them.
+fn inputs_of(problem: &AttentionProblem, threads: usize) -> TensorSet {
+    let mut inputs = Generator::new(problem, &InputSpec::new(problem, 1), 0).inputs();
+    if problem.phase == Phase::Backward {
+        let forward = AttentionProblem { phase: Phase::Prefill, ..problem.clone() };
+        let context = PlanContext { problem: &forward, static_tensors: &inputs, threads, available_bytes: u64::MAX };
+        let mut plan = cpu::find("flash").expect("a kernel").plan(&context).expect("a plan");
+        let mut results = TensorSet::new();
+        for name in [TensorName::O, TensorName::Lse] {
+            let (element, dims) = input::tensor_shape(problem, name);
+            results.insert(name, Tensor::zeros(element, &dims));
+        }
+        plan.run(&inputs, &mut results);
+        for name in [TensorName::O, TensorName::Lse] {
+            inputs.insert(name, results.remove(name).expect("it was asked for"));
+        }
+    }
+    inputs
 }
 
 fn main() {
@@ -172,15 +204,13 @@ fn main() {
             continue;
         }
         pool.install(|| {
-            let generator_spec = InputSpec::new(&problem, 1);
-            let inputs = Generator::new(&problem, &generator_spec, 0).inputs();
+            let inputs = inputs_of(&problem, threads);
             let mut outputs = input::outputs(&problem);
             let context =
                 PlanContext { problem: &problem, static_tensors: &inputs, threads, available_bytes: u64::MAX };
             let mut plan = cpu::find(name).expect("a kernel").plan(&context).expect("a plan");
             let bytes = input::tensor_bytes(&problem) as f64;
-            let pairs = Visibility::new(&problem, lengths.0, lengths.1).pairs(0) as f64;
-            let flops = 4.0 * pairs * (problem.batch * problem.heads_q * problem.head_dim_qk) as f64;
+            let flops = Work::of(&problem).flops as f64;
             let (fma, read) = (fma_rate(), read_rate(stream.as_slice()));
             let seconds = best_seconds(7, || plan.run(&inputs, &mut outputs));
             println!(
