@@ -45,9 +45,9 @@ fn inputs(problem: &AttentionProblem, spec: &InputSpec, oracle: &Oracle<'_>) -> 
             .collect();
         for (&(sequence, head, query), row) in rows.iter().zip(oracle.forward_rows(&rows)) {
             let o: Vec<f32> = row.o.iter().map(|&x| x as f32).collect();
-            let sink = super::access::Sink::new(&mut inputs, TensorName::O);
+            let out = super::rows::SharedRows::new(inputs.get_mut(TensorName::O));
             // SAFETY: nothing else reads or writes the tensor.
-            unsafe { sink.write(rows_o.offset(sequence, head, query), &o) };
+            unsafe { out.write(rows_o.offset(sequence, head, query), &o, 1.0) };
             let lse = inputs.get_mut(TensorName::Lse).as_mut_slice::<f32>();
             lse[(sequence * problem.heads_q + head) * longest + query] = row.lse as f32;
         }
