@@ -154,13 +154,13 @@ impl Gemm<'_> {
         &mut self,
         row: usize,
         column: usize,
-        mut b: *const f32,
+        b: *const f32,
         b_stride: usize,
     ) {
         let (a_row, a_column) = (self.a.row_stride, self.a.column_stride);
         // SAFETY: `gemm` has checked that A, B and C hold these rows and columns; pointers past them are not read.
         unsafe {
-            let mut a = self.a.data.as_ptr().wrapping_add(row * a_row);
+            let a = self.a.data.as_ptr().wrapping_add(row * a_row);
             let c = self.c.as_mut_ptr().add(row * self.c_stride + column);
             let mut acc = [[S::splat(0.0); NV]; ROWS];
             if self.accumulate {
@@ -170,26 +170,79 @@ impl Gemm<'_> {
                     }
                 }
             }
-            for _ in 0..self.k {
-                // No closure: it would be compiled without the instruction set.
-                let mut b_row = [S::splat(0.0); NV];
-                for v in 0..NV {
-                    b_row[v] = S::load(b.add(v * S::LANES));
-                }
-                for r in 0..ROWS {
-                    let x = S::splat(*a.add(r * a_row));
-                    for v in 0..NV {
-                        acc[r][v] = S::fma(x, b_row[v], acc[r][v]);
-                    }
-                }
-                a = a.wrapping_add(a_column);
-                b = b.wrapping_add(b_stride);
+            // Where A's rows or columns are neighbours, the compiler is told: each step then takes few integer
+            // instructions, which compete with the FMAs for ports.
+            if ROWS > 3 && a_column == 1 {
+                steps::<S, ROWS, NV>(&mut acc, self.k, a, (a_row, 1), b, b_stride);
+            } else if ROWS > 3 && a_row == 1 {
+                steps::<S, ROWS, NV>(&mut acc, self.k, a, (1, a_column), b, b_stride);
+            } else {
+                steps::<S, ROWS, NV>(&mut acc, self.k, a, (a_row, a_column), b, b_stride);
             }
             for r in 0..ROWS {
                 for v in 0..NV {
                     S::store(c.add(r * self.c_stride + v * S::LANES), acc[r][v]);
                 }
             }
+        }
+    }
+}
+
+/// Steps of a block's loop over the depth that are written out.
+const UNROLLED: usize = 4;
+
+/// acc += the next `depth` columns of A times as many rows of B.
+///
+/// # Safety
+/// A holds (ROWS, depth) elements from `a` on, B (depth, NV vectors) from `b` on.
+#[inline(always)]
+unsafe fn steps<S: Simd, const ROWS: usize, const NV: usize>(
+    acc: &mut [[S::V; NV]; ROWS],
+    depth: usize,
+    mut a: *const f32,
+    (a_row, a_column): (usize, usize),
+    mut b: *const f32,
+    b_stride: usize,
+) {
+    // SAFETY: as the caller promises; pointers past the end are not read.
+    unsafe {
+        for _ in 0..depth / UNROLLED {
+            for unrolled in 0..UNROLLED {
+                step::<S, ROWS, NV>(acc, a.wrapping_add(unrolled * a_column), a_row, b);
+                b = b.wrapping_add(b_stride);
+            }
+            a = a.wrapping_add(UNROLLED * a_column);
+        }
+        for _ in 0..depth % UNROLLED {
+            step::<S, ROWS, NV>(acc, a, a_row, b);
+            a = a.wrapping_add(a_column);
+            b = b.wrapping_add(b_stride);
+        }
+    }
+}
+
+/// acc += one column of A times one row of B.
+///
+/// # Safety
+/// ROWS elements `a_row` apart from `a` on and NV vectors from `b` on can be read.
+#[inline(always)]
+unsafe fn step<S: Simd, const ROWS: usize, const NV: usize>(
+    acc: &mut [[S::V; NV]; ROWS],
+    a: *const f32,
+    a_row: usize,
+    b: *const f32,
+) {
+    // No closure: it would be compiled without the instruction set.
+    let mut b_row = [S::splat(0.0); NV];
+    for v in 0..NV {
+        // SAFETY: as the caller promises.
+        b_row[v] = unsafe { S::load(b.add(v * S::LANES)) };
+    }
+    for r in 0..ROWS {
+        // SAFETY: as above.
+        let x = S::splat(unsafe { *a.add(r * a_row) });
+        for v in 0..NV {
+            acc[r][v] = S::fma(x, b_row[v], acc[r][v]);
         }
     }
 }
