@@ -35,8 +35,10 @@ use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 /// Queries a tile.
 const TILE_ROWS: usize = 96;
 /// Keys a block.
-const BLOCK_KEYS: usize = 128;
-/// Where masks cut a block: whole panels of every instruction set.
+const BLOCK_KEYS: usize = 256;
+/// Keys whose scores are in memory at a time.
+const SLICE_KEYS: usize = 128;
+/// Where masks cut a block: whole panels of every instruction set, and a part of a slice.
 const CUT_KEYS: usize = 64;
 /// Depth of a product: a panel of the right side stays in the first-level cache.
 const DEPTH: usize = 128;
@@ -115,17 +117,17 @@ struct Scratch {
     offsets: Vec<usize>,
     /// (BLOCK_KEYS, d_qk).
     keys: Tensor,
-    /// K^T, packed.
+    /// K^T, packed slice by slice.
     keys_transposed: Tensor,
-    /// V^T, packed.
+    /// V^T, packed slice by slice.
     values_transposed: Tensor,
     /// (TILE_ROWS, d_qk).
     queries: Tensor,
     /// dO: (TILE_ROWS, d_v).
     output_gradients: Tensor,
-    /// Scores, then P: (TILE_ROWS, BLOCK_KEYS).
+    /// Scores, then P: (TILE_ROWS, SLICE_KEYS).
     weights: Tensor,
-    /// dP, then dS: (TILE_ROWS, BLOCK_KEYS).
+    /// dP, then dS: (TILE_ROWS, SLICE_KEYS).
     gradients: Tensor,
     /// dK / scale: (BLOCK_KEYS, d_qk).
     dk: Tensor,
@@ -180,13 +182,13 @@ fn f32s(elements: usize) -> Tensor {
 
 impl Scratch {
     /// Elements of the tensors, in their order.
-    fn elements(isa: Isa, dim_k: usize, dim_v: usize) -> [usize; 9] {
+    fn elements(dim_k: usize, dim_v: usize) -> [usize; 9] {
         let (stride_k, stride_v) = (odd_lines(dim_k), odd_lines(dim_v));
-        let scores = TILE_ROWS * odd_lines(BLOCK_KEYS);
+        let scores = TILE_ROWS * odd_lines(SLICE_KEYS);
         [
             BLOCK_KEYS * stride_k,
-            PackedShape::new(isa, dim_k, BLOCK_KEYS).len(),
-            PackedShape::new(isa, dim_v, BLOCK_KEYS).len(),
+            BLOCK_KEYS * dim_k,
+            BLOCK_KEYS * dim_v,
             TILE_ROWS * stride_k,
             TILE_ROWS * stride_v,
             scores,
@@ -201,7 +203,7 @@ impl Scratch {
             elements.map(f32s);
         Scratch {
             thread,
-            offsets: vec![0; BLOCK_KEYS],
+            offsets: vec![0; BLOCK_KEYS.max(TILE_ROWS)],
             keys,
             keys_transposed,
             values_transposed,
@@ -244,7 +246,7 @@ impl BackwardPlan {
         let buffers = if parts == 1 { threads } else { items.len() };
         let dq_elements = buffers as u64 * (group * longest_q) as u64 * isa.pad(dim_k) as u64;
         let delta_elements = (problem.batch * problem.heads_q) as u64 * longest_q as u64;
-        let scratch_elements = Scratch::elements(isa, dim_k, dim_v);
+        let scratch_elements = Scratch::elements(dim_k, dim_v);
         let scratch_total = threads * scratch_elements.iter().sum::<usize>();
         context.check_workspace(4 * (dq_elements + delta_elements + scratch_total as u64))?;
         let layout = Layout {
@@ -431,14 +433,12 @@ impl Layout {
             for (key, offset) in offsets.iter_mut().enumerate() {
                 *offset = self.rows_k.offset(sequence, head, first_key + key);
             }
-            let packed = &mut scratch.keys_transposed.as_mut_slice::<f32>()[..dim_k * isa.pad(count)];
-            pack_columns(isa, call.k, offsets, dim_k, packed);
+            pack_slices(isa, call.k, offsets, dim_k, scratch.keys_transposed.as_mut_slice());
             widen_rows(isa, call.k, offsets, dim_k, scratch.keys.as_mut_slice());
             for (key, offset) in offsets.iter_mut().enumerate() {
                 *offset = self.rows_v.offset(sequence, head, first_key + key);
             }
-            let packed = &mut scratch.values_transposed.as_mut_slice::<f32>()[..dim_v * isa.pad(count)];
-            pack_columns(isa, call.v, offsets, dim_v, packed);
+            pack_slices(isa, call.v, offsets, dim_v, scratch.values_transposed.as_mut_slice());
         }
         for (in_group, dq) in dq.chunks_exact_mut((self.longest_q * self.dq_stride()).max(1)).enumerate() {
             let mut tile = Tile {
@@ -468,45 +468,52 @@ impl Layout {
 
     /// What one tile of queries adds to dK and dV of the key block, and gets from it for dQ.
     fn tile(&self, call: &Call<'_>, tile: &Tile, deltas: &[f32], scratch: &mut Scratch, dq: &mut [f32]) {
-        let Tile { sequence, head, first_key, ref queries, ref keys, .. } = *tile;
-        if keys.is_empty() {
+        if tile.keys.is_empty() {
             return;
         }
-        let (isa, rows) = (self.isa, queries.len());
-        let (dim_k, dim_v) = (self.rows_k.dim, self.rows_v.dim);
-        let (stride_k, stride_v, stride) = (odd_lines(dim_k), odd_lines(dim_v), odd_lines(BLOCK_KEYS));
-        let Scratch { offsets, keys: k, keys_transposed, values_transposed, queries: q, .. } = scratch;
-        let Scratch { output_gradients: d_o, weights, gradients, dk, dv, .. } = scratch;
-        let (q, d_o) = (q.as_mut_slice::<f32>(), d_o.as_mut_slice::<f32>());
-        let (weights, gradients) = (weights.as_mut_slice::<f32>(), gradients.as_mut_slice::<f32>());
-        let offsets = &mut offsets[..rows];
-        for (query, offset) in queries.clone().zip(offsets.iter_mut()) {
-            *offset = self.rows_q.offset(sequence, head, query);
+        let offsets = &mut scratch.offsets[..tile.queries.len()];
+        for (query, offset) in tile.queries.clone().zip(offsets.iter_mut()) {
+            *offset = self.rows_q.offset(tile.sequence, tile.head, query);
         }
-        widen_rows(isa, call.q, offsets, dim_k, q);
-        for (query, offset) in queries.clone().zip(offsets.iter_mut()) {
-            *offset = self.rows_o.offset(sequence, head, query);
+        widen_rows(self.isa, call.q, offsets, self.rows_q.dim, scratch.queries.as_mut_slice());
+        for (query, offset) in tile.queries.clone().zip(offsets.iter_mut()) {
+            *offset = self.rows_o.offset(tile.sequence, tile.head, query);
         }
-        widen_rows(isa, call.d_o, offsets, dim_v, d_o);
-        let dq = &mut dq[queries.start * self.dq_stride()..][..rows * self.dq_stride()];
+        widen_rows(self.isa, call.d_o, offsets, self.rows_o.dim, scratch.output_gradients.as_mut_slice());
+        let dq = &mut dq[tile.queries.start * self.dq_stride()..tile.queries.end * self.dq_stride()];
+        for slice in tile.keys.start / SLICE_KEYS..tile.keys.end.div_ceil(SLICE_KEYS) {
+            self.slice(call, tile, slice * SLICE_KEYS, deltas, scratch, dq);
+        }
+    }
 
-        // Whole panels, as far as the packed block goes.
-        let columns = keys.end.next_multiple_of(isa.panel()).min(isa.pad(tile.count)) - keys.start;
-        let panel = keys.start / isa.panel();
-        let shape = PackedShape::new(isa, dim_k, tile.count);
-        let packed = shape.view(keys_transposed.as_slice()).panels_from(panel);
-        product(isa, (rows, columns, dim_k), Strided::rows(q, stride_k), packed, weights, stride, false);
-        let shape = PackedShape::new(isa, dim_v, tile.count);
-        let packed = shape.view(values_transposed.as_slice()).panels_from(panel);
-        product(isa, (rows, columns, dim_v), Strided::rows(d_o, stride_v), packed, gradients, stride, false);
-        let row = self.row(sequence, head, queries.start);
+    /// The part of [`Layout::tile`] that is of the slice from a key of the block on.
+    fn slice(&self, call: &Call<'_>, tile: &Tile, first: usize, deltas: &[f32], scratch: &mut Scratch, dq: &mut [f32]) {
+        let (isa, rows) = (self.isa, tile.queries.len());
+        let (dim_k, dim_v) = (self.rows_k.dim, self.rows_v.dim);
+        let (stride_k, stride_v, stride) = (odd_lines(dim_k), odd_lines(dim_v), odd_lines(SLICE_KEYS));
+        let (q, d_o) = (scratch.queries.as_slice::<f32>(), scratch.output_gradients.as_slice::<f32>());
+        let weights = scratch.weights.as_mut_slice::<f32>();
+        let gradients = scratch.gradients.as_mut_slice::<f32>();
+
+        // The keys of the slice that some query sees, padded to whole panels as far as the packed slice goes.
+        let packed_keys = SLICE_KEYS.min(tile.count - first);
+        let seen = tile.keys.start.saturating_sub(first)..(tile.keys.end - first).min(packed_keys);
+        let columns = seen.end.next_multiple_of(isa.panel()).min(isa.pad(packed_keys)) - seen.start;
+        let keys_transposed = &scratch.keys_transposed.as_slice::<f32>()[first * dim_k..];
+        let values_transposed = &scratch.values_transposed.as_slice::<f32>()[first * dim_v..];
+        let panel = seen.start / isa.panel();
+        let right = PackedShape::new(isa, dim_k, packed_keys).view(keys_transposed).panels_from(panel);
+        product(isa, (rows, columns, dim_k), Strided::rows(q, stride_k), right, weights, stride, false);
+        let right = PackedShape::new(isa, dim_v, packed_keys).view(values_transposed).panels_from(panel);
+        product(isa, (rows, columns, dim_v), Strided::rows(d_o, stride_v), right, gradients, stride, false);
+        let row = self.row(tile.sequence, tile.head, tile.queries.start);
         isa.run(ScoreGradients {
             weights,
             gradients,
             stride,
             columns,
-            first_key: first_key + keys.start,
-            ranges: &self.key_ranges[sequence][queries.clone()],
+            first_key: tile.first_key + first + seen.start,
+            ranges: &self.key_ranges[tile.sequence][tile.queries.clone()],
             lse: &call.lse[row..row + rows],
             deltas: &deltas[row..row + rows],
             scale: self.scale,
@@ -514,14 +521,15 @@ impl Layout {
             dq,
         });
 
-        let (count, padded_k, padded_v) = (keys.len(), isa.pad(dim_k), isa.pad(dim_v));
-        let dv = &mut dv.as_mut_slice::<f32>()[keys.start * stride_v..];
+        let (first, count) = (first + seen.start, seen.len());
+        let (padded_k, padded_v) = (isa.pad(dim_k), isa.pad(dim_v));
+        let dv = &mut scratch.dv.as_mut_slice::<f32>()[first * stride_v..];
         let (left, right) = (Strided::transposed(weights, stride), Panels::rows(isa, d_o, stride_v));
         product(isa, (count, padded_v, rows), left, right, dv, stride_v, true);
-        let dk = &mut dk.as_mut_slice::<f32>()[keys.start * stride_k..];
+        let dk = &mut scratch.dk.as_mut_slice::<f32>()[first * stride_k..];
         let (left, right) = (Strided::transposed(gradients, stride), Panels::rows(isa, q, stride_k));
         product(isa, (count, padded_k, rows), left, right, dk, stride_k, true);
-        let right = Panels::rows(isa, &k.as_slice::<f32>()[keys.start * stride_k..], stride_k);
+        let right = Panels::rows(isa, &scratch.keys.as_slice::<f32>()[first * stride_k..], stride_k);
         let left = Strided::rows(gradients, stride);
         product(isa, (rows, padded_k, count), left, right, dq, self.dq_stride(), true);
     }
@@ -585,6 +593,13 @@ fn widen_rows(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, out: &mu
     }
 }
 
+/// Packs the rows at `offsets` as columns, slice by slice.
+fn pack_slices(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, out: &mut [f32]) {
+    for (offsets, out) in offsets.chunks(SLICE_KEYS).zip(out.chunks_mut(SLICE_KEYS * dim)) {
+        pack_columns(isa, tensor, offsets, dim, &mut out[..dim * isa.pad(offsets.len())]);
+    }
+}
+
 /// The dot product of two rows of whole vectors.
 struct Dot<'a> {
     a: &'a [f32],
@@ -632,7 +647,7 @@ impl Task for ScoreGradients<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let (rows, zero) = (self.ranges.len(), S::splat(0.0));
+        let rows = self.ranges.len();
         let dq_stride = self.dq.len() / rows;
         for row in 0..rows {
             for line in (0..dq_stride).step_by(LINE) {
@@ -644,41 +659,58 @@ impl Task for ScoreGradients<'_> {
             if lse == f32::NEG_INFINITY {
                 end = start;
             }
-            let (lse, delta) = (S::splat(-lse), S::splat(self.deltas[row]));
             let weights = &mut self.weights[row * self.stride..][..self.columns];
             let gradients = &mut self.gradients[row * self.stride..][..self.columns];
-            for first in (0..self.columns).step_by(S::LANES) {
-                let last = first + S::LANES;
-                let (weights, gradients) = (&mut weights[first..last], &mut gradients[first..last]);
-                let (mut p, mut ds) = (zero, zero);
-                if first < end && last > start {
-                    // SAFETY: both have LANES elements.
-                    let (score, dp) = unsafe { (S::load(weights.as_ptr()), S::load(gradients.as_ptr())) };
-                    if let Some(cap) = self.softcap {
-                        let tanh = tanh::<S>(S::mul(score, S::splat(self.scale / cap)));
-                        p = exp::<S>(S::fma(S::splat(cap), tanh, lse));
-                        let slope = S::sub(S::splat(1.0), S::mul(tanh, tanh));
-                        ds = S::mul(S::mul(p, S::sub(dp, delta)), slope);
-                    } else {
-                        p = exp::<S>(S::fma(score, S::splat(self.scale), lse));
-                        ds = S::mul(p, S::sub(dp, delta));
-                    }
-                }
-                // SAFETY: as above.
-                unsafe {
-                    S::store(weights.as_mut_ptr(), p);
-                    S::store(gradients.as_mut_ptr(), ds);
-                }
-                // Vectors on an edge: what the query does not see weighs nothing.
-                let hidden_before = start.clamp(first, last) - first;
-                let hidden_from = end.clamp(first, last) - first;
-                if first < end && last > start && (hidden_before > 0 || hidden_from < S::LANES) {
-                    weights[..hidden_before].fill(0.0);
-                    gradients[..hidden_before].fill(0.0);
-                    weights[hidden_from..].fill(0.0);
-                    gradients[hidden_from..].fill(0.0);
+            if start < end {
+                let touched = start / S::LANES * S::LANES..end.next_multiple_of(S::LANES);
+                let (weights, gradients) = (&mut weights[touched.clone()], &mut gradients[touched]);
+                let (lse, delta) = (S::splat(-lse), S::splat(self.deltas[row]));
+                match self.softcap {
+                    None => plain_row::<S>(weights, gradients, self.scale, lse, delta),
+                    Some(cap) => capped_row::<S>(weights, gradients, self.scale, cap, lse, delta),
                 }
             }
+            // What the query does not see weighs nothing.
+            if start > 0 {
+                weights[..start].fill(0.0);
+                gradients[..start].fill(0.0);
+            }
+            if end < self.columns {
+                weights[end..].fill(0.0);
+                gradients[end..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// P = exp(scale s - LSE), dS = P (dP - D) of whole vectors; `lse` is -LSE.
+#[inline(always)]
+fn plain_row<S: Simd>(weights: &mut [f32], gradients: &mut [f32], scale: f32, lse: S::V, delta: S::V) {
+    let scale = S::splat(scale);
+    for (weights, gradients) in weights.chunks_exact_mut(S::LANES).zip(gradients.chunks_exact_mut(S::LANES)) {
+        // SAFETY: both have LANES elements.
+        unsafe {
+            let p = exp::<S>(S::fma(S::load(weights.as_ptr()), scale, lse));
+            S::store(weights.as_mut_ptr(), p);
+            let ds = S::mul(p, S::sub(S::load(gradients.as_ptr()), delta));
+            S::store(gradients.as_mut_ptr(), ds);
+        }
+    }
+}
+
+/// [`plain_row`] with c = cap tanh(scale s / cap) for the scaled score, whose slope is 1 - (c / cap)^2.
+#[inline(always)]
+fn capped_row<S: Simd>(weights: &mut [f32], gradients: &mut [f32], scale: f32, cap: f32, lse: S::V, delta: S::V) {
+    let (inverse, cap) = (S::splat(scale / cap), S::splat(cap));
+    for (weights, gradients) in weights.chunks_exact_mut(S::LANES).zip(gradients.chunks_exact_mut(S::LANES)) {
+        // SAFETY: both have LANES elements.
+        unsafe {
+            let tanh = tanh::<S>(S::mul(S::load(weights.as_ptr()), inverse));
+            let slope = S::sub(S::splat(1.0), S::mul(tanh, tanh));
+            let p = exp::<S>(S::fma(cap, tanh, lse));
+            S::store(weights.as_mut_ptr(), p);
+            let ds = S::mul(S::mul(p, S::sub(S::load(gradients.as_ptr()), delta)), slope);
+            S::store(gradients.as_mut_ptr(), ds);
         }
     }
 }
@@ -689,7 +721,7 @@ mod tests {
 
     #[test]
     fn heads_are_cut_where_threads_would_idle() {
-        let cases = [((8, 2), 1), ((1, 2), 2), ((3, 2), 2), ((1, 1), 1), ((9, 8), 5), ((100, 16), 1), ((0, 4), 1)];
+        let cases = [((8, 2), 1), ((1, 2), 2), ((3, 2), 2), ((1, 1), 1), ((9, 8), 5), ((96, 16), 1), ((0, 4), 1)];
         for ((heads, threads), parts) in cases {
             assert_eq!(parts_per_head(heads, threads), parts, "{heads} heads on {threads} threads");
         }
