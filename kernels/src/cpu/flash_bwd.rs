@@ -26,7 +26,7 @@ use super::rows::{SharedRows, key_ranges};
 use super::schedule::for_each_task;
 use super::simd::exp::{exp, tanh};
 use super::simd::gemm::{Panels, Strided, gemm};
-use super::simd::pack::{PackedShape, pack_columns, widen_row};
+use super::simd::pack::{PackedShape, pack_columns, widen_row, widen_rows};
 use super::simd::{Isa, Simd, Task};
 use crate::input::SharedMut;
 use crate::kernel::{KernelError, Plan, PlanContext};
@@ -436,7 +436,7 @@ impl BackwardLayout {
                 *offset = self.rows_k.offset(sequence, head, first_key + key);
             }
             pack_slices(isa, call.k, offsets, dim_k, scratch.keys_transposed.as_mut_slice());
-            widen_rows(isa, call.k, offsets, dim_k, scratch.keys.as_mut_slice());
+            widen_rows(isa, call.k, offsets, dim_k, stride_k, scratch.keys.as_mut_slice());
             for (key, offset) in offsets.iter_mut().enumerate() {
                 *offset = self.rows_v.offset(sequence, head, first_key + key);
             }
@@ -473,15 +473,16 @@ impl BackwardLayout {
         if tile.keys.is_empty() {
             return;
         }
+        let (dim_k, dim_v) = (self.rows_q.dim, self.rows_o.dim);
         let offsets = &mut scratch.offsets[..tile.queries.len()];
         for (query, offset) in tile.queries.clone().zip(offsets.iter_mut()) {
             *offset = self.rows_q.offset(tile.sequence, tile.head, query);
         }
-        widen_rows(self.isa, call.q, offsets, self.rows_q.dim, scratch.queries.as_mut_slice());
+        widen_rows(self.isa, call.q, offsets, dim_k, odd_lines(dim_k), scratch.queries.as_mut_slice());
         for (query, offset) in tile.queries.clone().zip(offsets.iter_mut()) {
             *offset = self.rows_o.offset(tile.sequence, tile.head, query);
         }
-        widen_rows(self.isa, call.d_o, offsets, self.rows_o.dim, scratch.output_gradients.as_mut_slice());
+        widen_rows(self.isa, call.d_o, offsets, dim_v, odd_lines(dim_v), scratch.output_gradients.as_mut_slice());
         let dq = &mut dq[tile.queries.start * self.dq_stride()..tile.queries.end * self.dq_stride()];
         for slice in tile.keys.start / SLICE_KEYS..tile.keys.end.div_ceil(SLICE_KEYS) {
             self.slice(call, tile, slice * SLICE_KEYS, deltas, scratch, dq);
@@ -585,13 +586,6 @@ fn product(
         let a = Strided { data: &a.data[first * a.column_stride..], ..a };
         let depth = DEPTH.min(k - first);
         gemm(isa, (m, n, depth), a, b.rows_from(first), c, c_stride, accumulate || first > 0);
-    }
-}
-
-/// The rows at `offsets` in f32, `odd_lines(dim)` elements apart, with zeros up to whole vectors.
-fn widen_rows(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, out: &mut [f32]) {
-    for (&offset, out) in offsets.iter().zip(out.chunks_exact_mut(odd_lines(dim))) {
-        widen_row(isa, tensor, offset, dim, 1.0, &mut out[..isa.pad(dim)]);
     }
 }
 
