@@ -72,10 +72,11 @@ impl Kernel for Flash {
 
     fn plan(&self, context: &PlanContext<'_>) -> Result<Box<dyn Plan>, KernelError> {
         self.supports(context.problem)?;
+        let isa = self.isa.unwrap_or_else(Isa::best);
         if context.problem.phase == Phase::Backward {
-            return flash_bwd::plan(context);
+            return flash_bwd::plan(isa, context);
         }
-        Ok(Box::new(FlashPlan::new(self.isa.unwrap_or_else(Isa::best), context)?))
+        Ok(Box::new(FlashPlan::new(isa, context)?))
     }
 }
 

@@ -1,6 +1,5 @@
 //! Kernels on the CPU, one file each.
 
-mod access;
 pub mod block_sparse;
 mod call;
 mod decode;
@@ -13,7 +12,6 @@ pub mod linformer;
 pub mod mla;
 pub mod naive;
 mod online;
-mod online_tile;
 mod packed_kv;
 pub mod paged;
 mod rows;
@@ -21,7 +19,6 @@ mod schedule;
 mod score;
 pub mod simd;
 pub mod split_kv;
-mod tile;
 mod tiled;
 
 #[cfg(test)]

@@ -28,6 +28,11 @@ impl<'a> Strided<'a> {
         Strided { data, stride, is_transposed: true }
     }
 
+    /// The columns from `column` on.
+    pub fn columns_from(self, column: usize) -> Self {
+        Strided { data: &self.data[self.place(0, column).min(self.data.len())..], ..self }
+    }
+
     /// Where the element of a row and a column is.
     #[inline(always)]
     fn place(&self, row: usize, column: usize) -> usize {

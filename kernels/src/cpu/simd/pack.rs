@@ -82,6 +82,14 @@ pub fn widen_row(isa: Isa, tensor: &Tensor, offset: usize, dim: usize, factor: f
     with_elements!(tensor, data => isa.run(Widen { row: &data[offset..offset + dim], factor, out }));
 }
 
+/// The rows of `dim` elements that start at `offsets`, widened, `stride` elements apart in `out`, each with zeros up to
+/// whole vectors.
+pub fn widen_rows(isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize, stride: usize, out: &mut [f32]) {
+    check(isa, tensor, offsets, dim);
+    assert!(stride >= isa.pad(dim) && out.len() >= offsets.len() * stride, "every row has its place");
+    with_elements!(tensor, data => isa.run(WidenRows { data, offsets, dim, stride, out }));
+}
+
 fn check(_isa: Isa, tensor: &Tensor, offsets: &[usize], dim: usize) {
     assert!(offsets.iter().all(|&offset| offset + dim <= tensor.len()), "every row is inside the tensor");
 }
@@ -184,6 +192,33 @@ impl<T: Stored> Task for Widen<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         widen::<S, T>(self.row, S::splat(self.factor), self.out);
+    }
+}
+
+struct WidenRows<'a, T> {
+    data: &'a [T],
+    offsets: &'a [usize],
+    dim: usize,
+    stride: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Stored> Task for WidenRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for (row, &offset) in self.offsets.iter().enumerate() {
+            if let Some(ahead) = self.offsets.get(row + ROWS_AHEAD) {
+                for x in (0..self.dim * size_of::<T>()).step_by(64) {
+                    S::prefetch(self.data.as_ptr().wrapping_add(*ahead).cast::<u8>().wrapping_add(x));
+                }
+            }
+            let out = &mut self.out[row * self.stride..][..self.dim.next_multiple_of(S::LANES)];
+            let (out, padding) = out.split_at_mut(self.dim);
+            widen::<S, T>(&self.data[offset..offset + self.dim], S::splat(1.0), out);
+            padding.fill(0.0);
+        }
     }
 }
 

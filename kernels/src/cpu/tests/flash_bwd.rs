@@ -1,9 +1,12 @@
 use super::{add_lse, check, run};
 use crate::cpu::flash::Flash;
+use crate::cpu::simd::Isa;
 use crate::input::{self, Generator, InputSpec};
 use crate::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 use crate::reference::{Oracle, TensorRows};
 use crate::tensor::{TensorName, TensorSet};
+
+const FLASH: Flash = Flash { isa: None };
 
 fn problem(heads: (usize, usize), lengths: (usize, usize), dims: (usize, usize)) -> AttentionProblem {
     AttentionProblem {
@@ -40,7 +43,7 @@ fn gradients_are_finite_differences_of_the_forward_pass() {
         super::inputs(&problem, &spec, &Oracle::new(&problem, &source))
     };
     let mut outputs = input::outputs(&problem);
-    run(&Flash { isa: None }, &problem, &tensors, &mut outputs, 2);
+    run(&FLASH, &problem, &tensors, &mut outputs, 2);
     for (name, gradient) in
         [(TensorName::Q, TensorName::DQ), (TensorName::K, TensorName::DK), (TensorName::V, TensorName::DV)]
     {
@@ -72,7 +75,7 @@ fn two_runs_agree_bit_for_bit() {
     for threads in [2, 3] {
         let results = [(); 2].map(|()| {
             let mut outputs = input::outputs(&problem);
-            run(&Flash { isa: None }, &problem, &inputs, &mut outputs, threads);
+            run(&FLASH, &problem, &inputs, &mut outputs, threads);
             outputs
         });
         for name in [TensorName::DQ, TensorName::DK, TensorName::DV] {
@@ -96,10 +99,54 @@ fn agrees_with_the_derivative() {
     }
 }
 
+/// Lengths that no block, slice or tile divides, beside head dims that no vector does or that are deeper than a panel.
+#[test]
+fn head_dims_and_groups() {
+    for dims in [(1, 1), (17, 17), (64, 64), (80, 80), (128, 128), (192, 128), (256, 256)] {
+        check(|isa| Flash { isa }, &problem((2, 1), (100, 290), dims), false);
+    }
+    for heads in [(6, 2), (5, 1), (7, 7)] {
+        for lengths in [(270, 270), (1, 300), (130, 1)] {
+            let mut problem = problem(heads, lengths, (32, 48));
+            problem.causal_alignment = CausalAlignment::TopLeft;
+            check(|isa| Flash { isa }, &problem, false);
+        }
+    }
+}
+
+/// Rows whose weight is nearly all on one key.
+#[test]
+fn large_scores() {
+    for softcap in [None, Some(50.0)] {
+        for causal in [false, true] {
+            let mut problem = problem((2, 1), (140, 300), (64, 64));
+            (problem.scale, problem.softcap, problem.causal) = (Some(1.0), softcap, causal);
+            check(|isa| Flash { isa }, &problem, false);
+        }
+    }
+}
+
+/// Scores of many thousands lose their fraction in f32, never their sign or their sums.
+#[test]
+fn enormous_scores_give_finite_gradients() {
+    for isa in Isa::available() {
+        let problem = AttentionProblem { scale: Some(1e4), ..problem((2, 1), (140, 300), (64, 64)) };
+        let spec = InputSpec::new(&problem, 3);
+        let source = crate::reference::GeneratedRows::new(&problem, &spec, 0);
+        let inputs = super::inputs(&problem, &spec, &Oracle::new(&problem, &source));
+        let mut outputs = input::outputs(&problem);
+        run(&Flash { isa: Some(isa) }, &problem, &inputs, &mut outputs, 2);
+        for name in [TensorName::DQ, TensorName::DK, TensorName::DV] {
+            let gradients = outputs.get(name).as_slice::<f32>();
+            assert!(gradients.iter().all(|x| x.is_finite()), "{name:?} on {}", isa.name());
+        }
+    }
+}
+
 #[test]
 fn windows_softcap_and_lengths_that_differ() {
     for alignment in [CausalAlignment::BottomRight, CausalAlignment::TopLeft] {
-        for lengths in [(150, 150), (40, 200), (200, 40), (3, 0)] {
+        for lengths in [(150, 150), (40, 200), (200, 40), (3, 0), (300, 420)] {
             for pattern in [
                 Pattern::Full,
                 Pattern::Window { left: 10, right: 0 },
