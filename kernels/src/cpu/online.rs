@@ -131,7 +131,7 @@ pub(crate) fn absorb_scores(
     state: &mut TileState<'_>,
 ) {
     let width = isa.pad(len);
-    if rules.change_scores() {
+    if rules.change_scores() && width > 0 {
         for (row, scores) in rows.iter().zip(state.scores.chunks_exact_mut(width)) {
             let seen = local(&rules.cut(&row.keys), first_key, len);
             rules.apply(isa, sequence, row, first_key + seen.start, &mut scores[seen]);
