@@ -165,7 +165,7 @@ class Cudnn(TorchProvider):
         try:
             import cudnn as module
         except (ImportError, OSError, RuntimeError) as error:
-            raise Unsupported(f"cuDNN's front end cannot be imported ({error}); ci/peers.sh --gpu installs it") from error
+            raise Unsupported(f"cuDNN's front end is not there ({error}); ci/peers.sh --gpu installs it") from error
         if self.is_cpu:
             raise Unsupported("cuDNN computes on GPUs, and the device is the CPU")
         self.handle = module.create_handle()

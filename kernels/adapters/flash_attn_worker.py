@@ -165,7 +165,8 @@ class FlashInfer(Packaged):
         causal = problem.causal or problem.pattern == "window"
         if self.name == "flashinfer_decode":
             # Its matrix units pay where several query heads share a KV head.
-            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, use_tensor_cores=heads[0] >= 4 * heads[1])
+            is_grouped = heads[0] >= 4 * heads[1]
+            wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, use_tensor_cores=is_grouped)
             wrapper.plan(*pages(problem, inputs), *heads, dims[0], problem.page_size, **options)
         elif problem.is_paged:
             wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace)

@@ -192,8 +192,10 @@ class AtenFlash(Kernel):
         return Bound(problem, inputs, lambda q, k, v: forward(q, k, v)[0], heads_second=provider.is_cpu)
 
     def cpu_operators(self, problem):
-        options = {"scale": problem.effective_scale, "attn_mask": None, **causality(problem)}
-        is_causal = options.pop("is_causal", False)
+        masking, options = causality(problem), {"scale": problem.effective_scale}
+        if "attn_mask" in masking:
+            raise Unsupported("PyTorch's flash operator for the CPU is causal from the top left, and takes no other mask here")
+        is_causal = bool(masking)
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         walk_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return (
