@@ -19,7 +19,8 @@ HOLD_LIMIT_NS = 100e6
 
 
 class Bound(Call):
-    """A call on tensors as PyTorch wants them: (batch, heads, length, dim) views of the problem's own."""
+    """A call on tensors as PyTorch wants them: (batch, heads, length, dim) views of the problem's own, or with heads third
+    where `heads_second` is false. Pages stay (page, token, heads, dim)."""
 
     def __init__(self, problem, inputs, attend, heads_second=True):
         self.problem, self.inputs, self.attend, self.heads_second = problem, inputs, attend, heads_second
@@ -28,8 +29,13 @@ class Bound(Call):
             q, k, v = (self.view(inputs[name]) for name in ("q", "k", "v"))
             self.run = lambda: attend(q, k, v)
 
+    def is_pool(self, tensor):
+        return self.problem.is_paged and any(tensor is self.inputs[name] for name in ("k", "v"))
+
     def view(self, tensor):
         problem = self.problem
+        if self.is_pool(tensor):
+            return tensor
         if problem.layout == "thd":
             tensor = tensor.view(problem.batch, -1, *tensor.shape[1:])
         is_heads_second = problem.layout == "bhsd"

@@ -60,21 +60,19 @@ class Graph(Bound):
     def __init__(self, problem, inputs, outputs):
         super().__init__(problem, inputs, None)
         self.options = {"attn_scale": problem.effective_scale, **band(problem)}
-        q, k, v = (self.pages(inputs[name]) if problem.is_paged and name != "q" else self.view(inputs[name])
-                   for name in ("q", "k", "v"))  # fmt: skip
+        q, k, v = (self.view(inputs[name]) for name in ("q", "k", "v"))
+        if problem.is_paged:
+            # (pages, heads, tokens, dim).
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
         if not self.is_backward:
             self.run = self.forward(q, k, v, self.view(outputs["o"]))
             return
-        # O is kept as Q lies, and the statistics that cuDNN wants are the LSE.
+        # O lies as its gradient does; the statistics that cuDNN wants are the LSE.
         d_o = self.view(inputs["d_o"])
         o = torch.empty_like(d_o)
         stats = torch.empty(*q.shape[:3], 1, dtype=torch.float32, device=q.device)
         self.refresh = self.forward(q, k, v, o, stats)
         self.run = self.backward(q, k, v, o, d_o, stats, [self.view(outputs[name]) for name in ("d_q", "d_k", "d_v")])
-
-    def pages(self, pool):
-        """Pages of a cache: (pages, heads, tokens, dim)."""
-        return pool.transpose(1, 2)
 
     def lengths(self, plan):
         """The arguments that tell each sequence's lengths, and the pages of its keys."""
@@ -162,12 +160,12 @@ class Cudnn(TorchProvider):
 
     def load(self):
         super().load()
+        if self.is_cpu:
+            raise Unsupported("cuDNN computes on GPUs, and the device is the CPU")
         try:
             import cudnn as module
         except (ImportError, OSError, RuntimeError) as error:
             raise Unsupported(f"cuDNN's front end is not there ({error}); ci/peers.sh --gpu installs it") from error
-        if self.is_cpu:
-            raise Unsupported("cuDNN computes on GPUs, and the device is the CPU")
         self.handle = module.create_handle()
         module.set_stream(handle=self.handle, stream=self.api.current_stream().cuda_stream)
 

@@ -120,8 +120,7 @@ class Flat(Bound):
     """Tensors as (token, heads, dim), all sequences one after another, or the pages of a cache."""
 
     def view(self, tensor):
-        is_page_pool = self.problem.is_paged and any(tensor is self.inputs[name] for name in ("k", "v"))
-        return tensor if is_page_pool or tensor.dim() == 3 else tensor.reshape(-1, *tensor.shape[2:])
+        return tensor if self.is_pool(tensor) or tensor.dim() == 3 else tensor.reshape(-1, *tensor.shape[2:])
 
     def own(self, value):
         return value.view(self.problem.shape("o")[1])

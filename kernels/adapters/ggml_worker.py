@@ -74,7 +74,7 @@ def find_libraries(folder):
     if folder is None:
         package = importlib.util.find_spec("pywhispercpp")
         if package is None:
-            raise Unsupported("the Python package pywhispercpp, whose ggml is called, is missing; ci/peers.sh installs it")
+            raise Unsupported("pywhispercpp, which carries ggml, cannot be imported; ci/peers.sh installs it")
         folder = Path(package.origin).parent.parent / "pywhispercpp.libs"
     for suffix in ("so", "dylib", "dll"):
         paths = [next(iter(sorted(Path(folder).glob(f"*ggml-{part}*.{suffix}*"))), None) for part in ("base", "cpu")]
