@@ -357,22 +357,22 @@ fn gpu_workers_ask_for_the_right_thing() {
     let Some(python) = python_with(&["numpy", "torch"]) else { return };
     let script = root().join("bench_harness/tests/stand_ins.py");
     let folder = root().join("kernels/adapters");
-    let common = "dtype = \"bf16\"\nhead_dim = 32\nheads = \"4:2\"\nbatch = 2\n";
-    let dense = "causal = [false, true]\nseqlen_q = 9\nseqlen_kv = 30\nlayout = [\"bshd\", \"thd\"]";
+    let common = "mode = \"hot\"\ndtype = \"bf16\"\nhead_dim = 32\nheads = \"4:2\"\nbatch = 2\n";
+    let dense = "causal = true\nseqlen_q = 9\nseqlen_kv = 30\nlayout = [\"bshd\", \"thd\"]";
     let separate = "causal = true\nseqlen = 21\nlayout = \"bhsd\"";
     let window = "causal = true\nseqlen = 40\npattern = \"window:9,4\"";
-    let backward = "phase = \"backward\"\ncausal = [false, true]\nseqlen = 21\nlayout = [\"bshd\", \"bhsd\"]";
+    let backward = "phase = \"backward\"\ncausal = true\nseqlen = 21\nlayout = [\"bshd\", \"bhsd\"]";
     let ragged = "seqlen_q = [[1, 30]]\nseqlen_kv = [[40, 33]]\ncausal = true";
     let cache = "phase = \"decode\"\nseqlen_q = 1\nseqlen_kv = [[40, 600]]";
     for (worker, matrices) in [
         (
             "cudnn",
             vec![
-                ("dense", "\"sdpa\"", dense.to_owned(), 4),
+                ("dense", "\"sdpa\"", dense.to_owned(), 2),
                 ("separate", "\"sdpa\"", separate.to_owned(), 1),
                 ("window", "\"sdpa\"", window.to_owned(), 1),
-                ("backward", "\"sdpa\"", backward.to_owned(), 4),
-                ("top_left", "\"sdpa\"", format!("{dense}\nalign = \"top_left\""), 4),
+                ("backward", "\"sdpa\"", backward.to_owned(), 2),
+                ("top_left", "\"sdpa\"", format!("{dense}\nalign = \"top_left\""), 2),
                 ("ragged", "\"sdpa\"", ragged.to_owned(), 1),
                 ("pages", "\"sdpa\"", format!("{cache}\npage_size = [\"none\", 16]"), 2),
                 ("bias", "\"sdpa\"", "seqlen = 21\nbias = \"additive\"".to_owned(), 1),
@@ -381,10 +381,10 @@ fn gpu_workers_ask_for_the_right_thing() {
         (
             "flash_attn",
             vec![
-                ("dense", "[\"fa2\", \"fa2_varlen\", \"fa3\", \"fa3_varlen\", \"flashinfer\"]", dense.to_owned(), 20),
+                ("dense", "[\"fa2\", \"fa2_varlen\", \"fa3\", \"fa3_varlen\", \"flashinfer\"]", dense.to_owned(), 10),
                 ("separate", "[\"fa2\", \"fa3\", \"fa2_kvcache\"]", separate.to_owned(), 3),
                 ("window", "[\"fa2\", \"fa3\", \"flashinfer\"]", format!("{window}\nsoftcap = 20"), 3),
-                ("backward", "[\"fa2\", \"fa3\"]", backward.to_owned(), 8),
+                ("backward", "[\"fa2\", \"fa3\"]", backward.to_owned(), 4),
                 (
                     "ragged",
                     "[\"fa2_varlen\", \"fa3_varlen\", \"flashinfer\"]",
