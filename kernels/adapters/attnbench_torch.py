@@ -19,8 +19,8 @@ HOLD_LIMIT_NS = 100e6
 
 
 class Bound(Call):
-    """A call on tensors as PyTorch wants them: (batch, heads, length, dim) views of the problem's own, or with heads third
-    where `heads_second` is false. Pages stay (page, token, heads, dim)."""
+    """A call on tensors as PyTorch wants them: (batch, heads, length, dim) views of the problem's own, or with heads
+    third where `heads_second` is false. Pages stay (page, token, heads, dim)."""
 
     def __init__(self, problem, inputs, attend, heads_second=True):
         self.problem, self.inputs, self.attend, self.heads_second = problem, inputs, attend, heads_second

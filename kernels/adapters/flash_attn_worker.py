@@ -9,8 +9,8 @@
 | flashinfer | flashinfer | a batch prefill wrapper, on ragged or paged keys |
 | flashinfer_decode | flashinfer | the batch decode wrapper, on paged keys |
 
-PyTorch's tensors are the memory, its events the clock (attnbench_torch.py). All of them are causal from the bottom right.
-A kernel whose package is missing is unsupported, and says so. Not yet run on hardware: written after the packages'
+PyTorch's tensors are the memory, its events the clock (attnbench_torch.py). All are causal from the bottom right. A
+kernel whose package is missing is unsupported, and says so. Not yet run on hardware: written after the packages'
 sources and documentation.
 
 Files here must not be called like the packages that they import: Python looks into a script's own folder first.

@@ -3,8 +3,8 @@
     attnbench run suites/peers.toml --provider cpu --provider ggml
 
 ggml comes as the shared libraries in the Python package pywhispercpp and is called through ctypes; `--libraries FOLDER`
-names another build's libggml-base and libggml-cpu. A case is a graph on the case's own memory, built while preparing, and
-a sample computes it. The operator reads Q and writes O in f32; in a problem of f16 or bf16 the graph converts both, and
+names another build's libggml-base and libggml-cpu. A case is a graph on the case's own memory, built while preparing,
+and a sample computes it. The operator reads Q and writes O in f32; in a problem of f16 or bf16 the graph converts both, and
 that is timed, as is the transposition of O where the layout is bhsd. Causality and windows are a mask, made while
 preparing, as ggml's users make it.
 """

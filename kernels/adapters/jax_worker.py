@@ -2,9 +2,9 @@
 
     attnbench run suites/peers.toml --provider cpu --provider jax
 
-Compilation happens while preparing, and a sample ends when the result is there. On the CPU arrays are JAX's in place, and
-a case's threads are those of XLA's client, which is made anew where their number changes. On a GPU a sample is wall time,
-since JAX has no timing events: launch gaps are in it, and it is flagged `unheld`. The GPU path has not run on hardware
+Compilation happens while preparing, and a sample ends when the result is there. On the CPU arrays are JAX's in place,
+and a case's threads are those of XLA's client, which is made anew where their number changes. On a GPU a sample is wall
+time, since JAX has no timing events: launch gaps are in it, and it is flagged `unheld`. The GPU path has not run on hardware
 yet.
 
 JAX's own causality and windows begin at the top left. What the problem aligns at the bottom right is given to JAX as a
@@ -37,21 +37,17 @@ class Tensor:
 
 
 class Bound(Call):
-    """A compiled function on the values that the inputs have when it is called."""
+    """A compiled function on the values that the inputs have when it is called. In the backward pass it is that of what
+    `forward` keeps."""
 
-    def __init__(self, attend, inputs, names, is_backward):
-        self.inputs, self.names, self.is_backward = inputs, names, is_backward
+    def __init__(self, compiled, forward, inputs, names):
+        self.inputs, self.names, self.is_backward = inputs, names, forward is not None
         ready = jax.block_until_ready
-        if is_backward:
-            forward = jax.jit(lambda *values: jax.vjp(attend, *values)[1])
-            backward = jax.jit(lambda walk_back, gradient: walk_back(gradient))
+        if self.is_backward:
             self.keep = lambda: ready(forward(*self.values()))
-            self.run = lambda: ready(backward(self.kept, inputs["d_o"].value))
-            self.refresh()
+            self.run = lambda: ready(compiled(self.kept, inputs["d_o"].value))
         else:
-            compiled = jax.jit(attend)
             self.run = lambda: ready(compiled(*self.values()))
-        self.run()
 
     def values(self):
         return tuple(self.inputs[name].value for name in self.names)
@@ -84,23 +80,39 @@ class Attention(Kernel):
     def bind(self, problem, inputs, outputs, threads):
         if problem.has_blind_rows():
             raise Unsupported("gives a query that sees no key the mean of all values, not zero")
-        options = {"scale": problem.effective_scale, "implementation": self.name, **masking(problem)}
         names = ("q", "k", "v", *(["bias"] if problem.bias != "none" else []))
+        # One compilation serves every buffer of a case.
+        is_new = getattr(self, "problem", None) is not problem
+        if is_new:
+            self.problem, self.functions = problem, self.functions_of(problem)
+        call = Bound(*self.functions, inputs, names)
+        if is_new:
+            try:
+                call.refresh()
+                call.run()
+            except (ValueError, NotImplementedError) as error:
+                raise Unsupported(f"JAX refuses it: {' '.join(str(error).split())[:300]}") from error
+        return call
+
+    def functions_of(self, problem):
+        """What is timed, and what it needs to have kept; both are compiled in their first call."""
+        fixed = {"scale": problem.effective_scale, "implementation": self.name, **masking(problem)}
+        shape = problem.shape("o")[1]
 
         def attend(q, k, v, bias=None):
+            options = dict(fixed)
             if problem.bias == "additive":
                 options["bias"] = bias
             elif problem.bias == "bool":
-                options["mask"] = bias & options["mask"] if "mask" in options else bias
+                options["mask"] = bias & fixed["mask"] if "mask" in fixed else bias
             q, k, v = (heads_third(problem, tensor) for tensor in (q, k, v))
             out = jax.nn.dot_product_attention(q, k, v, **options)
-            return out.swapaxes(1, 2) if problem.layout == "bhsd" else out.reshape(outputs_shape)
+            return out.swapaxes(1, 2) if problem.layout == "bhsd" else out.reshape(shape)
 
-        outputs_shape = problem.shape("o")[1]
-        try:
-            return Bound(attend, inputs, names, problem.phase == "backward")
-        except (ValueError, NotImplementedError) as error:
-            raise Unsupported(f"JAX refuses it: {' '.join(str(error).split())[:300]}") from error
+        if problem.phase != "backward":
+            return jax.jit(attend), None
+        forward = jax.jit(lambda *values: jax.vjp(attend, *values)[1])
+        return jax.jit(lambda walk_back, gradient: walk_back(gradient)), forward
 
 
 def heads_third(problem, tensor):

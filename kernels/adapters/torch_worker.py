@@ -194,7 +194,7 @@ class AtenFlash(Kernel):
     def cpu_operators(self, problem):
         masking, options = causality(problem), {"scale": problem.effective_scale}
         if "attn_mask" in masking:
-            raise Unsupported("PyTorch's flash operator for the CPU is causal from the top left, and takes no other mask here")
+            raise Unsupported("PyTorch's flash operator for the CPU is causal from the top left only")
         is_causal = bool(masking)
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         walk_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
