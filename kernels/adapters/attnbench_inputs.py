@@ -152,6 +152,41 @@ class Problem:
             return 0
         return self.lengths_kv[sequence] - self.lengths_q[sequence]
 
+    def visible_span(self, sequence=0):
+        """First key, and one past the last, that each query of a sequence sees: two int64 arrays, the second not below
+        the first. For patterns full and window, whose keys are in one piece."""
+        keys = self.lengths_kv[sequence]
+        position = np.arange(self.lengths_q[sequence]) + self.query_offset(sequence)
+        first, end = np.zeros_like(position), np.full_like(position, keys)
+        if self.pattern == "window":
+            first = position - self.pattern_options["left"]
+            end = position + self.pattern_options["right"] + 1
+        if self.causal:
+            end = np.minimum(end, position + 1)
+        first = np.clip(first, 0, keys)
+        return first, np.maximum(np.clip(end, 0, keys), first)
+
+    def sees_all(self, sequence=0):
+        """Whether every query of a sequence sees every key: no mask is needed."""
+        first, end = self.visible_span(sequence)
+        return bool((end - first == self.lengths_kv[sequence]).all())
+
+    def has_blind_rows(self, sequence=0):
+        """Whether some query of a sequence sees no key: its output is zero, which not every kernel knows."""
+        first, end = self.visible_span(sequence)
+        return bool((first == end).any())
+
+    def mask(self, sequence=0):
+        """Which (query, key) pairs of a sequence are visible."""
+        first, end = (bound[:, None] for bound in self.visible_span(sequence))
+        key = np.arange(self.lengths_kv[sequence])
+        return (first <= key) & (key < end)
+
+    @property
+    def score_count(self):
+        """Scores of all heads and sequences, masked ones included: what a kernel holds that keeps them all."""
+        return sum(q * k for q, k in zip(self.lengths_q, self.lengths_kv)) * self.heads_q
+
     @property
     def input_names(self):
         """The tensors that are generated for a call."""

@@ -20,6 +20,7 @@ import ctypes
 import functools
 import gc
 import hashlib
+import importlib
 import json
 import math
 import mmap
@@ -76,6 +77,48 @@ class Invalid(WorkerError):
     """The request makes no sense."""
 
     kind = "invalid"
+
+
+class Lazy:
+    """A module that is imported when first used: frameworks print while they are imported, and stdout is the protocol's
+    until `serve` has moved it away. `Provider.load` imports them in earnest, and says what is missing."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, attribute):
+        value = getattr(importlib.import_module(self.name), attribute)
+        setattr(self, attribute, value)
+        return value
+
+
+def refuse(problem, *options):
+    """Raises Unsupported for what no dense kernel of a framework computes (another mechanism than softmax, K and V of
+    another dtype, sequences that differ in length), and for these options where the problem has them: `pages`, `sinks`,
+    `softcap`, `pattern`, `patterns but windows`, `bias`, `alibi`, `deterministic` (gradients), `gradients`, `head dims`
+    (of V other than of K). `dtypes` and `lengths` allow what is refused otherwise."""
+    if problem.mechanism != "softmax":
+        raise Unsupported(f"computes softmax attention, not {problem.mechanism}")
+    if problem.dtype != problem.dtype_kv and "dtypes" not in options:
+        raise Unsupported(f"needs one dtype: Q has {problem.dtype}, K and V have {problem.dtype_kv}")
+    if problem.is_ragged and "lengths" not in options:
+        raise Unsupported("takes sequences of one length")
+    has = {
+        "pages": (problem.is_paged, "pages"),
+        "sinks": (problem.sinks, "sinks"),
+        "softcap": (problem.softcap is not None, "softcap"),
+        "pattern": (problem.pattern != "full", f"pattern {problem.pattern}"),
+        "patterns but windows": (problem.pattern not in ("full", "window"), f"pattern {problem.pattern}"),
+        "bias": (problem.bias != "none", f"bias {problem.bias}"),
+        "alibi": (problem.bias == "alibi", "bias alibi"),
+        "deterministic": (problem.phase == "backward" and problem.deterministic, "deterministic gradients"),
+        "gradients": (problem.phase == "backward", "gradients"),
+        "head dims": (problem.head_dim_qk != problem.head_dim_v, "keys and values of different dimensions"),
+    }
+    for option in options:
+        is_wanted, what = has.get(option, (False, ""))
+        if is_wanted:
+            raise Unsupported(f"does not know {what}")
 
 
 class Call:
@@ -242,6 +285,15 @@ def set_blas_threads(threads):
                 getattr(library, name)(threads)
 
 
+def aligned(dims, dtype):
+    """An array of undefined values that begins at a cache line."""
+    dtype = np.dtype(dtype)
+    bytes_needed = math.prod(dims) * dtype.itemsize
+    memory = np.empty(bytes_needed + CACHE_LINE_BYTES, dtype=np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE_BYTES
+    return memory[start : start + bytes_needed].view(dtype).reshape(dims)
+
+
 def checksum(arrays):
     """A checksum of arrays' bytes, by chunks on all cores."""
     parts = [memoryview(array.reshape(-1).view(np.uint8)) for array in arrays if array.size]
@@ -327,11 +379,7 @@ class Case:
     def new_array(self, name):
         """A poisoned array that begins at a cache line, as the built-in kernels' tensors do."""
         element, dims = self.problem.shape(name)
-        dtype = np.dtype(ARRAY_TYPES[element])
-        bytes_needed = math.prod(dims) * dtype.itemsize
-        memory = np.empty(bytes_needed + CACHE_LINE_BYTES, dtype=np.uint8)
-        start = -memory.ctypes.data % CACHE_LINE_BYTES
-        array = memory[start : start + bytes_needed].view(dtype).reshape(dims)
+        array = aligned(dims, ARRAY_TYPES[element])
         poison(array, element)
         return array
 
@@ -476,8 +524,7 @@ class Worker:
             raise Unsupported(f"protocol {asked} is asked for, this worker speaks {PROTOCOL[0]}.x")
         if NUMPY_ERROR is not None:
             raise Unsupported(NUMPY_ERROR)
-        here = Path(__file__).parent
-        sources = [here / "attnbench_worker.py", Path(sys.argv[0])]
+        sources = [*sorted(Path(__file__).parent.glob("attnbench_*.py")), Path(sys.argv[0])]
         versions = {"python": platform.python_version(), "numpy": np.__version__}
         return {
             "protocol": PROTOCOL,

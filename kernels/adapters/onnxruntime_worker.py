@@ -11,7 +11,7 @@ Files here must not be called like the packages that they import: Python looks i
 """
 
 # numpy comes from there: where it is missing, the worker still says so.
-from attnbench_worker import Call, Kernel, Provider, Unsupported, np, serve
+from attnbench_worker import Call, Kernel, Provider, Unsupported, np, refuse, serve
 
 # Imported by OnnxProvider.load, once stdout is out of their reach.
 onnx = runtime = None
@@ -73,21 +73,6 @@ class Run(Call):
 class Operator(Kernel):
     """What the three operators have in common."""
 
-    def refuse(self, problem):
-        if problem.mechanism != "softmax":
-            raise Unsupported(f"computes softmax attention, not {problem.mechanism}")
-        if problem.phase == "backward":
-            raise Unsupported("ONNX Runtime computes no gradients")
-        if problem.dtype != problem.dtype_kv:
-            raise Unsupported(f"needs one dtype: Q has {problem.dtype}, K and V have {problem.dtype_kv}")
-        if problem.is_ragged:
-            raise Unsupported("takes sequences of one length")
-        for option in ("is_paged", "sinks"):
-            if getattr(problem, option):
-                raise Unsupported(f"does not know {option.removeprefix('is_')}")
-        if problem.bias != "none":
-            raise Unsupported(f"does not know bias {problem.bias}")
-
     def bind(self, problem, inputs, outputs, threads):
         # One session serves every buffer of a case.
         if getattr(self, "problem", None) is not problem:
@@ -96,15 +81,6 @@ class Operator(Kernel):
 
     def bound(self, problem, inputs, outputs):
         return Run(self.model, {**inputs, **outputs, **self.constants})
-
-
-def causal_mask(problem):
-    """Which (query, key) pairs are visible; None where all are."""
-    if not problem.causal:
-        return None
-    q, k = problem.lengths_q[0], problem.lengths_kv[0]
-    visible = np.arange(k) <= np.arange(q)[:, None] + problem.query_offset(0)
-    return None if visible.all() else visible
 
 
 def flat(problem, heads, length, dim):
@@ -122,9 +98,9 @@ class Attention(Operator):
     summary = "the ONNX operator Attention"
 
     def supports(self, problem):
-        self.refuse(problem)
-        if problem.pattern != "full":
-            raise Unsupported(f"does not know pattern {problem.pattern}")
+        refuse(problem, "pages", "sinks", "pattern", "alibi", "gradients")
+        if problem.bias != "none" and problem.causal:
+            raise Unsupported("a mask beside causality is not asked of ONNX Runtime here")
 
     def build(self, problem, threads):
         q, k = problem.lengths_q[0], problem.lengths_kv[0]
@@ -142,13 +118,15 @@ class Attention(Operator):
             ("k", dtype, shape(problem, problem.heads_kv, k, d_qk)),
             ("v", dtype, shape(problem, problem.heads_kv, k, d_v)),
         ]
-        self.constants, mask = {}, causal_mask(problem)
-        if mask is not None and (q == k or problem.causal_alignment == "top_left"):
+        self.constants = {}
+        if problem.bias != "none":
+            inputs.append(("bias", "bool" if problem.bias == "bool" else dtype, (1, 1, q, k)))
+        elif not problem.sees_all() and problem.query_offset(0) == 0:
             attributes["is_causal"] = 1
-        elif mask is not None:
+        elif not problem.sees_all():
             # The operator's own causality is top-left; where the problem's is not, the mask is made here, untimed.
-            self.constants["mask"] = np.ascontiguousarray(mask)
-            inputs.append(("mask", "bool", mask.shape))
+            self.constants["mask"] = problem.mask()
+            inputs.append(("mask", "bool", (q, k)))
         node = onnx.helper.make_node("Attention", [name for name, *_ in inputs], ["o"], **attributes)
         return Model(node, inputs, [("o", dtype, shape(problem, problem.heads_q, q, d_v))], threads)
 
@@ -158,21 +136,19 @@ class MultiHeadAttention(Operator):
     summary = "com.microsoft MultiHeadAttention"
 
     def supports(self, problem):
-        self.refuse(problem)
-        if problem.pattern != "full" or problem.softcap is not None:
-            raise Unsupported("does not know patterns or softcap")
+        refuse(problem, "pages", "sinks", "softcap", "pattern", "bias", "gradients")
         if problem.heads_q != problem.heads_kv:
             raise Unsupported("needs a KV head for each query head")
         if problem.layout == "bhsd":
             raise Unsupported("takes queries as (batch, length, heads * dim): layout bshd")
-        if problem.lengths_q != problem.lengths_kv and causal_mask(problem) is not None:
+        if problem.seqlen_q != problem.seqlen_kv and problem.causal and problem.seqlen_q != {"same": 1}:
             raise Unsupported("is causal only where queries and keys are equally many")
 
     def build(self, problem, threads):
         q, k, heads = problem.lengths_q[0], problem.lengths_kv[0], problem.heads_q
         dtype, d_qk, d_v = problem.dtype, problem.head_dim_qk, problem.head_dim_v
         self.constants = {}
-        is_causal = int(causal_mask(problem) is not None)
+        is_causal = int(not problem.sees_all())
         node = onnx.helper.make_node(
             "MultiHeadAttention", ["q", "k", "v"], ["o"], domain="com.microsoft", num_heads=heads,
             scale=problem.effective_scale, unidirectional=is_causal,
@@ -190,15 +166,13 @@ class GroupQueryAttention(Operator):
     summary = "com.microsoft GroupQueryAttention, the cache updated in place"
 
     def supports(self, problem):
-        self.refuse(problem)
+        refuse(problem, "pages", "sinks", "patterns but windows", "bias", "gradients", "head dims")
         q, k = (lengths["same"] for lengths in (problem.seqlen_q, problem.seqlen_kv))
         is_windowed = problem.pattern == "window" and (problem.causal or problem.pattern_options["right"] == 0)
-        if problem.pattern != "full" and not is_windowed:
-            raise Unsupported(f"does not know pattern {problem.pattern}, but windows that end at the query")
+        if problem.pattern == "window" and not is_windowed:
+            raise Unsupported("does not know windows to the right of the query")
         if not (problem.causal or is_windowed or q == 1):
             raise Unsupported("is always causal")
-        if problem.head_dim_qk != problem.head_dim_v:
-            raise Unsupported("needs keys and values of one dimension")
         if q != k and problem.causal_alignment == "top_left":
             raise Unsupported("aligns bottom-right only")
         if q > k or k == 0:

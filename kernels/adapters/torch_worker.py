@@ -4,79 +4,15 @@
     attnbench run SUITE --provider torch='.venv/bin/python kernels/adapters/torch_worker.py --device cuda'
 
 The device is the CPU unless `--device` names another that PyTorch knows and that has timing events (cuda, which ROCm
-calls itself too, or xpu). On such a device a sample is the time between two events around the call, with the queue held
-by a spinning kernel while the call is enqueued, so that launch gaps stay outside; where the hold ended too early, or
-the device has none, the sample is flagged `unheld`. The second-level cache is flushed by overwriting twice its size.
-This path has not run on hardware yet: treat its numbers as unproven.
+calls itself too, or xpu); attnbench_torch.py says how it is timed there.
 
 Files here must not be called like the packages that they import: Python looks into a script's own folder first.
 """
 
-import argparse
-import time
 import warnings
 
-from attnbench_worker import Call, Kernel, Provider, Unsupported, serve
-
-torch = None  # Imported by TorchProvider.load, once stdout is out of its reach.
-
-# The longest that the queue is held.
-HOLD_LIMIT_NS = 100e6
-
-
-class Bound(Call):
-    """A call on tensors as PyTorch wants them: (batch, heads, length, dim) views of the problem's own."""
-
-    def __init__(self, problem, inputs, attend, heads_second=True):
-        self.problem, self.inputs, self.attend, self.heads_second = problem, inputs, attend, heads_second
-        self.is_backward = problem.phase == "backward"
-        if not self.is_backward:
-            q, k, v = (self.view(inputs[name]) for name in ("q", "k", "v"))
-            self.run = lambda: attend(q, k, v)
-
-    def view(self, tensor):
-        problem = self.problem
-        if problem.layout == "thd":
-            tensor = tensor.view(problem.batch, -1, *tensor.shape[1:])
-        is_heads_second = problem.layout == "bhsd"
-        return tensor if is_heads_second == self.heads_second else tensor.transpose(1, 2)
-
-    def refresh(self):
-        """Records the forward pass, whose graph holds O and LSE; `run` only walks it back."""
-        leaves = [self.inputs[name].detach().requires_grad_() for name in ("q", "k", "v")]
-        with torch.enable_grad():
-            out = self.attend(*map(self.view, leaves))
-        gradient = self.view(self.inputs["d_o"])
-        self.run = lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True)
-
-    def results(self, value):
-        if self.is_backward:
-            return dict(zip(("d_q", "d_k", "d_v"), value))
-        problem = self.problem
-        if (problem.layout == "bhsd") != self.heads_second:
-            value = value.transpose(1, 2)
-        return {"o": value.reshape(-1, *value.shape[2:]) if problem.layout == "thd" else value}
-
-
-def refuse(problem, *options):
-    """What none of PyTorch's dense kernels computes, and further options that one of them does not."""
-    if problem.mechanism != "softmax":
-        raise Unsupported(f"computes softmax attention, not {problem.mechanism}")
-    if problem.dtype != problem.dtype_kv:
-        raise Unsupported(f"needs one dtype: Q has {problem.dtype}, K and V have {problem.dtype_kv}")
-    if problem.is_ragged:
-        raise Unsupported("takes sequences of one length")
-    values = {
-        "pages": problem.is_paged,
-        "sinks": problem.sinks,
-        "softcap": problem.softcap is not None,
-        f"pattern {problem.pattern}": problem.pattern != "full",
-        f"bias {problem.bias}": problem.bias != "none",
-        "deterministic": problem.deterministic,
-    }
-    for option, is_wanted in values.items():
-        if is_wanted and option.split()[0] in options:
-            raise Unsupported(f"does not know {option}")
+from attnbench_torch import Bound, Gradients, TorchProvider, torch
+from attnbench_worker import Kernel, Unsupported, refuse, serve
 
 
 class Sdpa(Kernel):
@@ -86,11 +22,9 @@ class Sdpa(Kernel):
         self.name, self.backend, self.summary = name, backend, summary
 
     def supports(self, problem):
-        refuse(problem, "pages", "sinks", "softcap", "pattern", "deterministic")
-        if provider.device == "cpu" and self.backend in ("EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+        refuse(problem, "pages", "sinks", "softcap", "pattern", "alibi", "deterministic")
+        if provider.is_cpu and self.backend in ("EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
             raise Unsupported("PyTorch has this back end on GPUs only, and the device is the CPU")
-        if problem.bias == "alibi":
-            raise Unsupported("does not know bias alibi")
         if problem.bias != "none" and problem.causal:
             raise Unsupported("takes a mask or causality, not both")
 
@@ -98,8 +32,7 @@ class Sdpa(Kernel):
         if self.backend != "MATH":
             return 0
         # Scores and weights, which autograd keeps and their gradients accompany.
-        scores = 4 * sum(q * k for q, k in zip(problem.lengths_q, problem.lengths_kv)) * problem.heads_q
-        return scores * (5 if problem.phase == "backward" else 2)
+        return 4 * problem.score_count * (5 if problem.phase == "backward" else 2)
 
     def bind(self, problem, inputs, outputs, threads):
         flags = torch.backends.cuda
@@ -126,13 +59,15 @@ class Sdpa(Kernel):
         if bound.is_backward:
             q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
         mask = options.get("attn_mask")
+        is_lower_right = mask is not None and type(mask) is not torch.Tensor
+        if is_lower_right and self.backend == "CUDNN_ATTENTION":
+            raise Unsupported("PyTorch gives bottom-right causality to other back ends than cuDNN's")
         plain = {name: value for name, value in options.items() if name != "attn_mask"}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 # A lower-right bias chooses by itself, with the same rules.
-                is_tensor = mask is None or type(mask) is torch.Tensor
-                choice = torch._fused_sdp_choice(q, k, v, mask if is_tensor else None, 0.0, **plain)
+                choice = torch._fused_sdp_choice(q, k, v, None if is_lower_right else mask, 0.0, **plain)
             except RuntimeError as error:
                 caught, choice = [error, *caught], -1
         if choice != int(getattr(torch.nn.attention.SDPBackend, self.backend)):
@@ -150,11 +85,13 @@ def causality(problem):
         return {"is_causal": True}
     if q == 1:
         return {}
-    if provider.device == "cpu":
+    if provider.is_cpu:
         # The CPU's kernels know no lower-right causality: they get it as a mask, which is made here, untimed.
         visible = torch.ones(q, k, dtype=torch.bool).tril(k - q)
         return {"attn_mask": visible}
-    return {"attn_mask": torch.nn.attention.bias.causal_lower_right(q, k)}
+    from torch.nn.attention.bias import causal_lower_right
+
+    return {"attn_mask": causal_lower_right(q, k)}
 
 
 class Flex(Kernel):
@@ -165,7 +102,9 @@ class Flex(Kernel):
         refuse(problem, "pages", "sinks", "deterministic")
         if problem.pattern == "bigbird":
             raise Unsupported("does not know pattern bigbird")
-        if problem.phase == "backward" and provider.device == "cpu":
+        if problem.bias == "bool":
+            raise Unsupported("a boolean mask is an input, and a block mask may not depend on inputs")
+        if problem.phase == "backward" and provider.is_cpu:
             raise Unsupported("PyTorch has no backward of flex_attention on the CPU")
 
     def bind(self, problem, inputs, outputs, threads):
@@ -174,10 +113,8 @@ class Flex(Kernel):
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, dynamic=False)
         options = {"scale": problem.effective_scale, "enable_gqa": problem.heads_q != problem.heads_kv}
-        if problem.causal or problem.pattern != "full" or problem.bias == "bool":
+        if problem.causal or problem.pattern != "full":
             lengths = problem.lengths_q[0], problem.lengths_kv[0]
-            if problem.bias == "bool":
-                raise Unsupported("a boolean mask is an input, and a block mask may not depend on inputs")
             options["block_mask"] = create_block_mask(mask_of(problem), None, None, *lengths, device=provider.device)
         options["score_mod"] = score_of(problem, inputs)
         bound = Bound(problem, inputs, lambda q, k, v: compiled(q, k, v, **options))
@@ -238,36 +175,55 @@ def score_of(problem, inputs):
 
 class AtenFlash(Kernel):
     name = "aten_flash"
-    summary = "aten._flash_attention_forward: FlashAttention's own semantics, with windows"
+    summary = "the flash operators themselves: on GPUs with FlashAttention's windows; gradients without autograd"
 
     def supports(self, problem):
-        refuse(problem, "pages", "sinks", "softcap", "bias", "deterministic")
-        if provider.device == "cpu":
-            raise Unsupported("PyTorch has aten::_flash_attention_forward on GPUs only, and the device is the CPU")
-        if problem.pattern not in ("full", "window"):
-            raise Unsupported(f"does not know pattern {problem.pattern}")
-        lengths = (problem.lengths_q or [0])[0], (problem.lengths_kv or [0])[0]
-        if problem.causal_alignment == "top_left" and lengths[0] != lengths[1]:
+        refuse(problem, "pages", "sinks", "softcap", "patterns but windows", "bias", "deterministic", "head dims")
+        if provider.is_cpu and problem.pattern == "window":
+            raise Unsupported("PyTorch's flash operator for the CPU does not know pattern window")
+        if not provider.is_cpu and problem.causal_alignment == "top_left" and problem.seqlen_q != problem.seqlen_kv:
             raise Unsupported("aligns bottom-right only")
-        if problem.head_dim_qk != problem.head_dim_v:
-            raise Unsupported("needs keys and values of one dimension")
 
     def bind(self, problem, inputs, outputs, threads):
+        operators = self.cpu_operators if provider.is_cpu else self.gpu_operators
+        forward, backward = operators(problem)
+        if problem.phase == "backward":
+            return Gradients(problem, inputs, forward, backward, heads_second=provider.is_cpu)
+        return Bound(problem, inputs, lambda q, k, v: forward(q, k, v)[0], heads_second=provider.is_cpu)
+
+    def cpu_operators(self, problem):
+        masking, options = causality(problem), {"scale": problem.effective_scale}
+        if "attn_mask" in masking:
+            raise Unsupported("PyTorch's flash operator for the CPU is causal from the top left only")
+        is_causal = bool(masking)
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        walk_back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return (
+            lambda q, k, v: attend(q, k, v, 0.0, is_causal, **options),
+            lambda d_o, q, k, v, kept: walk_back(d_o, q, k, v, *kept, 0.0, is_causal, **options),
+        )
+
+    def gpu_operators(self, problem):
         options = {"scale": problem.effective_scale}
         if problem.pattern == "window":
             right = 0 if problem.causal else problem.pattern_options["right"]
             options.update(window_size_left=problem.pattern_options["left"], window_size_right=right)
         lengths, is_causal = (problem.lengths_q[0], problem.lengths_kv[0]), problem.causal
+        attend, walk_back = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
 
-        def attend(q, k, v):
-            forward = torch.ops.aten._flash_attention_forward
-            return forward(q, k, v, None, None, *lengths, 0.0, is_causal, False, **options)[0]
+        def backward(d_o, q, k, v, kept):
+            o, lse, state, unused, _ = kept
+            # Sequences of one length need no table of where they begin.
+            return walk_back(d_o, q, k, v, o, lse, None, None, *lengths, 0.0, is_causal, state, unused, **options)
 
-        return Bound(problem, inputs, attend, heads_second=False)
+        return lambda q, k, v: attend(q, k, v, None, None, *lengths, 0.0, is_causal, False, **options), backward
 
 
-class TorchProvider(Provider):
+class Torch(TorchProvider):
+    """PyTorch's attention."""
+
     name = "torch"
+    default_device = "cpu"
     kernels = (
         Sdpa("sdpa", None, "scaled_dot_product_attention with the back end that PyTorch chooses"),
         Sdpa("sdpa_math", "MATH", "scaled_dot_product_attention, composed of matrix products and a softmax"),
@@ -278,113 +234,7 @@ class TorchProvider(Provider):
         AtenFlash(),
     )
 
-    def __init__(self, device):
-        self.device = device
-        self.hold_ns = 1e6
-
-    def load(self):
-        global torch
-        try:
-            import torch as module
-            import torch.nn.attention.bias
-        except (ImportError, OSError) as error:
-            raise Unsupported(f"PyTorch cannot be imported ({error}); ci/peers.sh installs it") from error
-        torch = module
-        torch.set_grad_enabled(False)
-        self.is_cpu = self.device == "cpu"
-        if self.is_cpu:
-            return
-        try:
-            self.api = torch.get_device_module(self.device)
-            is_there = self.api.is_available()
-        except (RuntimeError, AttributeError) as error:
-            raise Unsupported(f"PyTorch knows no device `{self.device}`: {error}") from error
-        if not is_there:
-            raise Unsupported(f"PyTorch {torch.__version__} finds no device `{self.device}`")
-        properties = self.api.get_device_properties()
-        self.clock_ghz = getattr(properties, "clock_rate", 2e6) * 1e-6
-        flushed_bytes = 2 * (getattr(properties, "L2_cache_size", 0) or 128 << 20)
-        self.sweep = torch.empty(flushed_bytes, dtype=torch.uint8, device=self.device)
-
-    def versions(self):
-        return {"torch": torch.__version__, **({} if self.is_cpu else {"device": self.api.get_device_name()})}
-
-    def set_threads(self, threads):
-        torch.set_num_threads(threads)
-
-    def tensor(self, array, element):
-        tensor = self.host(array, element)
-        return tensor if self.is_cpu else tensor.to(self.device)
-
-    def host(self, array, element):
-        """The array as a tensor that shares its memory."""
-        if element == "bf16":
-            return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-        return torch.from_numpy(array)
-
-    def upload(self, tensor, array):
-        if not self.is_cpu:
-            tensor.copy_(self.host(array, "bf16" if tensor.dtype == torch.bfloat16 else None))
-
-    def download(self, tensor, array, element):
-        host = self.host(array, element)
-        # On the CPU inputs share their memory with the array.
-        if tensor.data_ptr() != host.data_ptr():
-            host.copy_(tensor.detach())
-
-    def flush(self, arrays):
-        if self.is_cpu:
-            super().flush(arrays)
-        else:
-            self.sweep.add_(1)
-            self.api.synchronize()
-
-    def timed(self, run):
-        if self.is_cpu:
-            return super().timed(run)
-        flags = []
-        start, end = self.api.Event(enable_timing=True), self.api.Event(enable_timing=True)
-        self.api.synchronize()
-        begin = time.perf_counter_ns()
-        can_hold = hasattr(self.api, "_sleep")
-        if can_hold:
-            self.api._sleep(int(self.hold_ns * self.clock_ghz))
-        start.record()
-        enqueue = time.perf_counter_ns()
-        result = run()
-        end.record()
-        # The start event passed before everything was enqueued: the queue ran dry, or could have.
-        if not can_hold or start.query():
-            flags.append("unheld")
-        self.hold_ns = min(max(self.hold_ns, 2.0 * (time.perf_counter_ns() - enqueue)), HOLD_LIMIT_NS)
-        self.api.synchronize()
-        return result, start.elapsed_time(end) * 1e6, time.perf_counter_ns() - begin, flags
-
-    def synchronise(self):
-        if not self.is_cpu:
-            self.api.synchronize()
-
-    def reset_peak(self):
-        if not self.is_cpu:
-            self.base_bytes = self.api.memory_allocated()
-            self.api.reset_peak_memory_stats()
-
-    def extra_peak_bytes(self):
-        """The allocator's mark. Outputs that a call allocates itself are in it. The CPU's allocator keeps none."""
-        return None if self.is_cpu else max(self.api.max_memory_allocated() - self.base_bytes, 0)
-
-    def is_out_of_memory(self, error):
-        if torch is not None and isinstance(error, torch.OutOfMemoryError):
-            return True
-        return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or xpu")
-    return parser.parse_args()
-
 
 if __name__ == "__main__":
-    provider = TorchProvider(arguments().device)
+    provider = Torch()
     serve(provider)

@@ -26,7 +26,7 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  attnbench run peers --provider torch --provider onnxruntime --out peers.json
+  attnbench run peers --provider torch --provider ggml --out peers.json
   attnbench ratios peers.json
   attnbench ratios peers.json --of torch";
 

@@ -9,6 +9,10 @@ use super::client::WorkerCommand;
 
 /// Providers with a worker in Python: name, file and source.
 const ADAPTERS: &[(&str, &str, &str)] = &[
+    ("cudnn", "cudnn_worker.py", include_str!("../../../kernels/adapters/cudnn_worker.py")),
+    ("flash_attn", "flash_attn_worker.py", include_str!("../../../kernels/adapters/flash_attn_worker.py")),
+    ("ggml", "ggml_worker.py", include_str!("../../../kernels/adapters/ggml_worker.py")),
+    ("jax", "jax_worker.py", include_str!("../../../kernels/adapters/jax_worker.py")),
     ("onnxruntime", "onnxruntime_worker.py", include_str!("../../../kernels/adapters/onnxruntime_worker.py")),
     ("torch", "torch_worker.py", include_str!("../../../kernels/adapters/torch_worker.py")),
 ];
@@ -16,6 +20,7 @@ const ADAPTERS: &[(&str, &str, &str)] = &[
 /// What the workers import from their own folder.
 const SHARED: &[(&str, &str)] = &[
     ("attnbench_inputs.py", include_str!("../../../kernels/adapters/attnbench_inputs.py")),
+    ("attnbench_torch.py", include_str!("../../../kernels/adapters/attnbench_torch.py")),
     ("attnbench_worker.py", include_str!("../../../kernels/adapters/attnbench_worker.py")),
 ];
 

@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 
-    /// Allow this provider: `torch` and `onnxruntime` are known, another is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
+    /// Allow this provider: `torch`, `onnxruntime`, `jax`, `ggml`, `cudnn` and `flash_attn` are known, another is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
     #[arg(long, value_name = "NAME[=COMMAND]")]
     provider: Vec<String>,
 
@@ -81,7 +81,7 @@ Examples:
   attnbench run ci --rounds 10 --out base.json
   attnbench run prefill --include '*/flash/*' --mode hot --threads 1
   attnbench run ci --dry-run
-  attnbench run peers --provider torch --provider onnxruntime
+  attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
 
 /// Measures, saves and prints.

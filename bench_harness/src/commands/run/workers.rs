@@ -80,8 +80,8 @@ mod tests {
     fn bad_options_name_the_way_out() {
         let nowhere = Path::new("/nowhere");
         let error = |option: &str| commands(&[option.to_owned()], nowhere).expect_err("refused").to_string();
-        assert!(error("jax").contains("(cpu, onnxruntime, torch)"));
-        assert!(error("jax").contains("--provider jax='COMMAND ARGS'"));
+        assert!(error("mlx").contains("(cpu, cudnn, flash_attn, ggml, jax, onnxruntime, torch)"));
+        assert!(error("mlx").contains("--provider mlx='COMMAND ARGS'"));
         assert!(error("Bad Name=x").contains("`Bad Name`"));
         assert!(error("mine=").contains("empty"));
         assert!(error("mine='open").contains("quote"));
@@ -94,7 +94,7 @@ mod tests {
         let [_, script] = &commands["torch"].argv[..] else { panic!("{:?}", commands["torch"]) };
         let folder = Path::new(script).parent().expect("a folder");
         assert!(folder.starts_with(scratch.path()));
-        for file in ["torch_worker.py", "attnbench_worker.py", "attnbench_inputs.py"] {
+        for file in ["torch_worker.py", "attnbench_torch.py", "attnbench_worker.py", "attnbench_inputs.py"] {
             assert!(folder.join(file).exists(), "{file} lies beside {script}");
         }
     }
