@@ -219,6 +219,54 @@ class AtenFlash(Kernel):
         return lambda q, k, v: attend(q, k, v, None, None, *lengths, 0.0, is_causal, False, **options), backward
 
 
+class LinearOps(Kernel):
+    name = "linear_ops"
+    summary = "linear attention of plain operators: all chunks at once, a cumulative sum between them"
+    chunk = 128
+
+    def supports(self, problem):
+        if problem.mechanism != "linear":
+            raise Unsupported(f"computes linear attention, not {problem.mechanism}")
+        if problem.phase != "prefill":
+            raise Unsupported(f"computes prefill, not {problem.phase}")
+        if problem.is_ragged or problem.dtype != problem.dtype_kv:
+            raise Unsupported("takes sequences of one length, and one dtype")
+        if problem.causal and problem.seqlen_q != problem.seqlen_kv:
+            raise Unsupported("causal, it takes as many queries as keys")
+
+    def bind(self, problem, inputs, outputs, threads):
+        options = problem.mechanism_options
+        functional = torch.nn.functional
+        phi = {
+            "elu1": lambda x: functional.elu(x) + 1, "relu": functional.relu, "identity": lambda x: x,
+        }[options["feature_map"]]  # fmt: skip
+        group = problem.heads_q // problem.heads_kv
+
+        def attend(q, k, v):
+            q, k = phi(q), phi(k)
+            if group > 1:
+                k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            if options["normalised"]:
+                # A column of ones: its output is the denominator.
+                v = functional.pad(v, (0, 1), value=1.0)
+            o = self.causal(q, k, v) if problem.causal else q @ (k.transpose(-1, -2) @ v)
+            return o[..., :-1] / (o[..., -1:] + 1e-6) if options["normalised"] else o * problem.effective_scale
+
+        return Bound(problem, inputs, attend)
+
+    def causal(self, q, k, v):
+        """Every chunk's keys and values become a state; a chunk sees the states before it, and itself as a triangle."""
+        length = q.shape[2]
+        padding = -length % self.chunk
+        q, k, v = (
+            torch.nn.functional.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, self.chunk)) for x in (q, k, v)
+        )  # fmt: skip
+        states = k.transpose(-1, -2) @ v
+        before = states.cumsum(2) - states
+        o = q @ before + (q @ k.transpose(-1, -2)).tril() @ v
+        return o.flatten(2, 3)[:, :, :length]
+
+
 class Torch(TorchProvider):
     """PyTorch's attention."""
 
@@ -232,6 +280,7 @@ class Torch(TorchProvider):
         Sdpa("sdpa_cudnn", "CUDNN_ATTENTION", "scaled_dot_product_attention, cuDNN back end"),
         Flex(),
         AtenFlash(),
+        LinearOps(),
     )
 
 
