@@ -1,5 +1,6 @@
 //! What the CPU kernels reach of this machine's limits: `cargo run --release -p attn-kernels --example rates -- [threads]
-//! [filter]`, where the filter is a part of the listed cases, or another case as "KERNEL PROBLEM-ID".
+//! [filter] [isa]`, where the filter is a part of the listed cases, or another case as "KERNEL PROBLEM-ID", and isa is
+//! `portable`, `avx2` or `avx512`, the widest unless given.
 //!
 //! Compute-bound cases are compared with the FMA rate of a loop without memory, memory-bound ones with the bandwidth of
 //! reading, both measured before each call in the same process: times and rates are the best, shares the median call's.
@@ -10,7 +11,7 @@ use std::hint::black_box;
 use attn_kernels::cpu;
 use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::kernel::{Plan, PlanContext};
+use attn_kernels::kernel::{Kernel, Plan, PlanContext};
 use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 use attn_kernels::work::Work;
@@ -56,8 +57,8 @@ impl Task for FmaLoop<'_> {
 }
 
 /// FLOP/s of all threads.
-fn fma_rate() -> f64 {
-    let (isa, steps) = (Isa::best(), 2_000_000);
+fn fma_rate(isa: Isa) -> f64 {
+    let steps = 2_000_000;
     let flops = (2 * CHAINS * steps * isa.lanes() * rayon::current_num_threads()) as f64;
     let operands: Vec<f32> = (0..4 * isa.lanes() as u64)
         .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0)
@@ -93,8 +94,7 @@ impl Task for ReadLoop<'_> {
 }
 
 /// Bytes a second that all threads read from memory.
-fn read_rate(values: &[f32]) -> f64 {
-    let isa = Isa::best();
+fn read_rate(isa: Isa, values: &[f32]) -> f64 {
     let part = values.len() / rayon::current_num_threads();
     let read = || values.par_chunks(part).map(|values| isa.run(ReadLoop { values })).sum::<f32>();
     (values.len() * 4) as f64 / best_seconds(5, || black_box(read()))
@@ -165,15 +165,32 @@ const CASES: &[(&str, &str)] = &[
     ("mla", "mla/decode/full/f32/b1/h16:1/q1/k8192/d576:512"),
 ];
 
+/// A kernel on an instruction set.
+fn kernel_on(name: &str, isa: Isa) -> Box<dyn Kernel> {
+    let isa = Some(isa);
+    match name {
+        "naive" => Box::new(cpu::naive::Naive { isa }),
+        "flash1" => Box::new(cpu::flash1::Flash1 { isa }),
+        "flash" => Box::new(cpu::flash::Flash { isa }),
+        "split_kv" => Box::new(cpu::split_kv::SplitKv { isa }),
+        "paged" => Box::new(cpu::paged::Paged { isa }),
+        "block_sparse" => Box::new(cpu::block_sparse::BlockSparse { isa }),
+        "linear" => Box::new(cpu::linear::Linear { isa }),
+        "linformer" => Box::new(cpu::linformer::Linformer { isa }),
+        "mla" => Box::new(cpu::mla::Mla { isa }),
+        other => panic!("no kernel is called {other}"),
+    }
+}
+
 /// The inputs of a problem; those of a backward have O and the log-sum-exps of its forward.
-fn inputs_of(problem: &AttentionProblem, threads: usize) -> TensorSet {
+fn inputs_of(problem: &AttentionProblem, isa: Isa, threads: usize) -> TensorSet {
     let mut inputs = Generator::new(problem, &InputSpec::new(problem, 1), 0).inputs();
     if problem.phase == Phase::Backward {
         let forward = AttentionProblem { phase: Phase::Prefill, deterministic: false, ..problem.clone() };
         let mut outputs = input::outputs(&forward);
         let (element, dims) = input::tensor_shape(problem, TensorName::Lse);
         outputs.insert(TensorName::Lse, Tensor::zeros(element, &dims));
-        plan("flash", &forward, &inputs, threads).run(&inputs, &mut outputs);
+        plan("flash", isa, &forward, &inputs, threads).run(&inputs, &mut outputs);
         for (name, tensor) in outputs.iter() {
             inputs.insert(name, tensor.clone());
         }
@@ -181,9 +198,9 @@ fn inputs_of(problem: &AttentionProblem, threads: usize) -> TensorSet {
     inputs
 }
 
-fn plan(kernel: &str, problem: &AttentionProblem, inputs: &TensorSet, threads: usize) -> Box<dyn Plan> {
+fn plan(kernel: &str, isa: Isa, problem: &AttentionProblem, inputs: &TensorSet, threads: usize) -> Box<dyn Plan> {
     let context = PlanContext { problem, static_tensors: inputs, threads, available_bytes: u64::MAX };
-    cpu::find(kernel).expect("a kernel").plan(&context).expect("a plan")
+    kernel_on(kernel, isa).plan(&context).expect("a plan")
 }
 
 /// Calls of a case.
@@ -193,10 +210,13 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or(1, |text| text.parse().expect("a number of threads"));
     let filter = arguments.next().unwrap_or_default();
+    let isa = arguments.next().map_or(Isa::best(), |name| {
+        Isa::available().into_iter().find(|isa| isa.name() == name).expect("an instruction set of this CPU")
+    });
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start");
     let mut stream = Tensor::zeros(ElementType::F32, &[1 << 26]);
     stream.as_mut_slice::<f32>().fill(1.0);
-    println!("{} on {threads} threads", Isa::best().name());
+    println!("{} on {threads} threads", isa.name());
     let labels = CASES.iter().map(|(name, id)| format!("{name} {id}")).filter(|label| label.contains(&filter));
     let mut labels: Vec<String> = labels.collect();
     if labels.is_empty() {
@@ -206,9 +226,9 @@ fn main() {
         let (name, id) = label.split_once(' ').expect("a filter is part of a case, or KERNEL ID");
         let problem: AttentionProblem = id.parse().expect("a problem's id");
         pool.install(|| {
-            let inputs = inputs_of(&problem, threads);
+            let inputs = inputs_of(&problem, isa, threads);
             let mut outputs = input::outputs(&problem);
-            let mut plan = plan(name, &problem, &inputs, threads);
+            let mut plan = plan(name, isa, &problem, &inputs, threads);
             let work = Work::of(&problem);
             let (bytes, flops) = (work.bytes() as f64, work.flops as f64);
             // Both rates before each call: on a shared machine, they and the call have to do with the same neighbours.
@@ -216,7 +236,7 @@ fn main() {
             let (mut of_fma, mut of_read) = ([0.0; CALLS], [0.0; CALLS]);
             let (mut fma, mut read) = (0f64, 0f64);
             for call in 0..CALLS {
-                let rates = (fma_rate(), read_rate(stream.as_slice()));
+                let rates = (fma_rate(isa), read_rate(isa, stream.as_slice()));
                 let now = best_seconds(1, || plan.run(&inputs, &mut outputs));
                 (of_fma[call], of_read[call]) = (flops / now / rates.0, bytes / now / rates.1);
                 (fma, read, seconds) = (fma.max(rates.0), read.max(rates.1), seconds.min(now));

@@ -1,34 +1,32 @@
 //! How tasks reach threads.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs tasks `0..count` on the current rayon pool, each thread taking the next one as it becomes free, so that tasks sorted
 /// longest first end together (Graham 1969). Each thread works in its own scratch; with fewer scratches than threads the
-/// rest stay idle.
+/// rest stay idle. Allocates nothing.
 pub(crate) fn for_each_task<S: Send>(count: usize, scratches: &mut [S], task: impl Fn(&mut S, usize) + Sync) {
     assert!(!scratches.is_empty(), "at least one thread works");
-    if count == 0 {
-        return;
-    }
-    if count == 1 || scratches.len() == 1 || rayon::current_num_threads() == 1 {
-        (0..count).for_each(|index| task(&mut scratches[0], index));
-        return;
-    }
-    let next = AtomicUsize::new(0);
-    // A lock that is never contended: thread t alone locks scratch t.
-    let scratches: Vec<Mutex<&mut S>> = scratches.iter_mut().map(Mutex::new).collect();
-    rayon::broadcast(|context| {
-        let Some(scratch) = scratches.get(context.index()) else { return };
-        let mut scratch = scratch.lock().expect("no task panicked in this scratch");
-        loop {
+    let workers = scratches.len().min(rayon::current_num_threads()).min(count);
+    share(&mut scratches[..workers], &AtomicUsize::new(0), count, &task);
+}
+
+/// One worker a scratch.
+fn share<S: Send>(scratches: &mut [S], next: &AtomicUsize, count: usize, task: &(impl Fn(&mut S, usize) + Sync)) {
+    match scratches {
+        [] => {}
+        [scratch] => loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count {
                 return;
             }
-            task(&mut scratch, index);
+            task(scratch, index);
+        },
+        _ => {
+            let (left, right) = scratches.split_at_mut(scratches.len() / 2);
+            rayon::join(|| share(left, next, count, task), || share(right, next, count, task));
         }
-    });
+    }
 }
 
 #[cfg(test)]

@@ -56,7 +56,6 @@ struct Target<'a> {
     element_bytes: usize,
     offsets: &'a [usize],
     head_stride: usize,
-    dim: usize,
 }
 
 impl<'a> Target<'a> {
@@ -66,18 +65,14 @@ impl<'a> Target<'a> {
             element_bytes: rows.tensor.element().bytes(),
             offsets: rows.offsets,
             head_stride: rows.head_stride,
-            dim: rows.dim,
         }
     }
 
-    /// Asks for the row of a head of a token.
+    /// The row of a head of a token; the first of all where there is none.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, token: usize, head: usize) {
-        let Some(offset) = self.offsets.get(token) else { return };
-        let first = self.start.wrapping_add((offset + head * self.head_stride) * self.element_bytes);
-        for byte in (0..self.dim * self.element_bytes).step_by(64) {
-            S::prefetch(first.wrapping_add(byte));
-        }
+    fn row(&self, token: usize, head: usize) -> *const u8 {
+        let Some(offset) = self.offsets.get(token) else { return self.start };
+        self.start.wrapping_add((offset + head * self.head_stride) * self.element_bytes)
     }
 }
 
@@ -88,19 +83,20 @@ struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Asks for the rows of `count` tokens of a head, as far ahead of `token` as the distance.
+    /// The row that is as far ahead of a token's as the distance. Whoever works on the token asks for it line by line:
+    /// all of them at once would fill the queue of open misses, and the work would wait.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, own: &Target<'_>, token: usize, count: usize, head: usize) {
-        for token in token + self.distance..token + self.distance + count {
-            if token < own.offsets.len() {
-                own.prefetch::<S>(token, head);
-            } else if let Some(next) = &self.next {
-                next.prefetch::<S>(token - own.offsets.len(), head);
-            }
+    fn row(&self, own: &Target<'_>, token: usize, head: usize) -> *const u8 {
+        let token = token + self.distance;
+        match &self.next {
+            Some(next) if token >= own.offsets.len() => next.row(token - own.offsets.len(), head),
+            _ => own.row(token, head),
         }
     }
 }
 
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 /// Tokens that are taken together.
 const TOKENS: usize = 4;
 
@@ -164,7 +160,6 @@ impl<T: Stored> Task for Scores<'_, T> {
         let mut j = 0;
         while j + TOKENS <= tokens {
             for head in 0..self.keys.heads {
-                self.ahead.prefetch::<S>(&self.own, j, TOKENS, head);
                 self.keys::<S, TOKENS>(j, head);
             }
             j += TOKENS;
@@ -184,24 +179,45 @@ impl<T: Stored> Scores<'_, T> {
         let mut row = 0;
         if S::BLOCK_ROWS >= 12 {
             while row + 4 <= self.rows {
-                self.block::<S, KEYS, 4>(j, head, row);
+                self.rows_from::<S, KEYS, 4>(j, head, row);
                 row += 4;
             }
         }
         while row + 2 <= self.rows {
-            self.block::<S, KEYS, 2>(j, head, row);
+            self.rows_from::<S, KEYS, 2>(j, head, row);
             row += 2;
         }
         if row < self.rows {
-            self.block::<S, KEYS, 1>(j, head, row);
+            self.rows_from::<S, KEYS, 1>(j, head, row);
         }
     }
 
     #[inline(always)]
-    fn block<S: Simd, const KEYS: usize, const ROWS: usize>(&mut self, j: usize, head: usize, row: usize) {
+    fn rows_from<S: Simd, const KEYS: usize, const ROWS: usize>(&mut self, j: usize, head: usize, row: usize) {
+        // The first rows ask for what comes.
+        if row == 0 {
+            self.block::<S, KEYS, ROWS, true>(j, head, row);
+        } else {
+            self.block::<S, KEYS, ROWS, false>(j, head, row);
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const KEYS: usize, const ROWS: usize, const ASKS: bool>(
+        &mut self,
+        j: usize,
+        head: usize,
+        row: usize,
+    ) {
         let dim = self.keys.dim;
         let padded = dim.next_multiple_of(S::LANES);
         let whole = dim / S::LANES * S::LANES;
+        let mut coming = [std::ptr::null(); KEYS];
+        if ASKS {
+            for key in 0..KEYS {
+                coming[key] = self.ahead.row(&self.own, j + key, head);
+            }
+        }
         let row = head * self.rows + row;
         let mut acc = [[S::splat(0.0); KEYS]; ROWS];
         // SAFETY: `scores` has checked that every key has `dim` elements, queries have `padded`, and scores have room.
@@ -216,6 +232,11 @@ impl<T: Stored> Scores<'_, T> {
                 let mut k = [S::splat(0.0); KEYS];
                 for key in 0..KEYS {
                     k[key] = T::load::<S>(keys[key].add(x));
+                }
+                if ASKS && (x * size_of::<T>()).is_multiple_of(LINE_BYTES) {
+                    for key in 0..KEYS {
+                        S::prefetch(coming[key].wrapping_add(x * size_of::<T>()));
+                    }
                 }
                 for r in 0..ROWS {
                     let q = S::load(queries.add(r * padded + x));
@@ -271,7 +292,6 @@ impl<T: Stored> Task for Accumulate<'_, T> {
         for j in (0..tokens).step_by(2 * TOKENS) {
             let count = (tokens - j).min(2 * TOKENS);
             for head in 0..self.values.heads {
-                self.ahead.prefetch::<S>(&self.own, j, count, head);
                 self.values::<S>(j, count, head);
             }
         }
@@ -303,21 +323,38 @@ impl<T: Stored> Accumulate<'_, T> {
         let mut row = 0;
         if S::BLOCK_ROWS >= 12 {
             while row + 4 <= self.rows {
-                self.block::<S, NV, 4>(j, count, head, x, row);
+                self.rows_from::<S, NV, 4>(j, count, head, x, row);
                 row += 4;
             }
         }
         while row + 2 <= self.rows {
-            self.block::<S, NV, 2>(j, count, head, x, row);
+            self.rows_from::<S, NV, 2>(j, count, head, x, row);
             row += 2;
         }
         if row < self.rows {
-            self.block::<S, NV, 1>(j, count, head, x, row);
+            self.rows_from::<S, NV, 1>(j, count, head, x, row);
         }
     }
 
     #[inline(always)]
-    fn block<S: Simd, const NV: usize, const ROWS: usize>(
+    fn rows_from<S: Simd, const NV: usize, const ROWS: usize>(
+        &mut self,
+        j: usize,
+        count: usize,
+        head: usize,
+        x: usize,
+        row: usize,
+    ) {
+        // The first rows ask for what comes.
+        if row == 0 {
+            self.block::<S, NV, ROWS, true>(j, count, head, x, row);
+        } else {
+            self.block::<S, NV, ROWS, false>(j, count, head, x, row);
+        }
+    }
+
+    #[inline(always)]
+    fn block<S: Simd, const NV: usize, const ROWS: usize, const ASKS: bool>(
         &mut self,
         j: usize,
         count: usize,
@@ -344,6 +381,12 @@ impl<T: Stored> Accumulate<'_, T> {
                 let mut value = [S::splat(0.0); NV];
                 for v in 0..NV {
                     value[v] = T::load::<S>(from.add(v * S::LANES));
+                }
+                if ASKS {
+                    let coming = self.ahead.row(&self.own, j + key, head).wrapping_add(x * size_of::<T>());
+                    for byte in (0..NV * S::LANES * size_of::<T>()).step_by(LINE_BYTES) {
+                        S::prefetch(coming.wrapping_add(byte));
+                    }
                 }
                 for r in 0..ROWS {
                     let weight = S::splat(*weights.add(r * self.stride + key));
