@@ -10,7 +10,7 @@ use super::vector::{Simd, Stored};
 use crate::tensor::Tensor;
 
 /// Bytes between what is worked on and what is asked for: several times latency times bandwidth of one core.
-const AHEAD_BYTES: usize = 8 << 10;
+const AHEAD_BYTES: usize = 16 << 10;
 
 /// Rows of `dim` elements of some neighbouring heads and some tokens.
 #[derive(Clone, Copy)]
