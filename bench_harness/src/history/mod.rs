@@ -5,3 +5,7 @@
 
 pub mod changes;
 pub mod csv;
+pub mod export;
+pub mod gates;
+pub mod import;
+pub mod point;

@@ -3,6 +3,8 @@
 use super::baselines::grid;
 use super::{Style, Tone, printable, units, wrap};
 use crate::history::changes::{Change, Direction, SeriesChanges, State};
+use crate::history::gates::GateSummary;
+use crate::store::history::{GateEntry, RunSummary, SeriesSummary, StoredPoint};
 
 /// The changes of one series of so many values, a line each.
 pub fn changes_text(title: &str, values: usize, found: &SeriesChanges, style: Style) -> String {
@@ -37,6 +39,108 @@ pub fn changes_text(title: &str, values: usize, found: &SeriesChanges, style: St
         lines.extend(wrap(&text, style.width, &[' ']).iter().map(|line| style.paint(Tone::Bad, line)));
     }
     lines.join("\n") + "\n"
+}
+
+/// Runs, newest first, a line each.
+pub fn runs_text(runs: &[RunSummary]) -> String {
+    if runs.is_empty() {
+        return "no runs\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .map(|run| {
+            vec![
+                printable(&run.id),
+                printable(&run.time),
+                short(run.commit.as_deref()),
+                run.branch.as_deref().map_or(units::NOTHING.to_owned(), printable),
+                run.points.to_string(),
+            ]
+        })
+        .collect();
+    grid(&["run", "time", "commit", "branch", "values"], &[4], &rows).join("\n") + "\n"
+}
+
+/// Series, a line each.
+pub fn series_text(series: &[SeriesSummary], style: Style) -> String {
+    if series.is_empty() {
+        return "no series\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = series
+        .iter()
+        .map(|summary| {
+            let key = &summary.key;
+            vec![
+                printable(&key.suite),
+                wrap(&printable(&key.case), style.width.saturating_sub(60).max(20), &['/', ',', ' ']).join("\n"),
+                printable(&key.metric),
+                printable(&key.machine),
+                summary.points.to_string(),
+            ]
+        })
+        .collect();
+    grid(&["suite", "case", "metric", "machine", "values"], &[4], &rows).join("\n") + "\n"
+}
+
+/// The values of a series, a line each.
+pub fn points_text(series: &SeriesSummary, points: &[StoredPoint], style: Style) -> String {
+    let key = &series.key;
+    let title = format!("{}: {} of {} on {}", key.suite, key.metric, key.case, key.machine);
+    let mut lines: Vec<String> =
+        wrap(&printable(&title), style.width, &['/', ',', ' ']).iter().map(|line| style.bold(line)).collect();
+    let rows: Vec<Vec<String>> = points
+        .iter()
+        .enumerate()
+        .map(|(number, point)| {
+            vec![number.to_string(), printable(&point.time), short(point.commit.as_deref()), point.value.to_string()]
+        })
+        .collect();
+    lines.extend(grid(&["at", "time", "commit", "value"], &[0, 3], &rows));
+    lines.join("\n") + "\n"
+}
+
+/// Gates, a line each, and how often they were not believed.
+pub fn gates_text(gates: &[GateEntry], summary: &GateSummary, style: Style) -> String {
+    if gates.is_empty() {
+        return "no gates\n".to_owned();
+    }
+    let rows: Vec<Vec<String>> = gates
+        .iter()
+        .map(|gate| {
+            vec![
+                gate.id.clone(),
+                printable(&gate.time),
+                short(gate.head.as_deref()),
+                gate.exit_code.to_string(),
+                wrap(&printable(&gate.headline), style.width.saturating_sub(64).max(20), &[' ']).join("\n"),
+                gate.overridden.as_deref().map_or(units::NOTHING.to_owned(), printable),
+            ]
+        })
+        .collect();
+    let mut lines = grid(&["gate", "time", "head", "exit", "outcome", "overridden"], &[3], &rows);
+    let share = |count: usize| {
+        if summary.regressions == 0 {
+            String::new()
+        } else {
+            format!(" ({})", units::percent(count as f64 / summary.regressions as f64))
+        }
+    };
+    lines.push(format!(
+        "{} gates, {} found a regression: {} of these{} overridden, {}{} passed when run again; {} re-runs",
+        summary.gates,
+        summary.regressions,
+        summary.overridden,
+        share(summary.overridden),
+        summary.passed_on_rerun,
+        share(summary.passed_on_rerun),
+        summary.reruns
+    ));
+    lines.join("\n") + "\n"
+}
+
+/// The first ten digits of a commit.
+fn short(commit: Option<&str>) -> String {
+    commit.map_or(units::NOTHING.to_owned(), |commit| printable(&commit.chars().take(10).collect::<String>()))
 }
 
 fn row(change: &Change) -> Vec<String> {
@@ -77,7 +181,15 @@ mod tests {
 
     #[test]
     fn a_regression_that_recovers_and_one_that_is_open() {
-        let level = |t: usize| if (40..90).contains(&t) { 105.0 } else if t >= 150 { 103.0 } else { 100.0 };
+        let level = |t: usize| {
+            if (40..90).contains(&t) {
+                105.0
+            } else if t >= 150 {
+                103.0
+            } else {
+                100.0
+            }
+        };
         let observations: Vec<Observation> = (0..200)
             .map(|t| Observation {
                 // A sequence without a pattern that the detector could see.
@@ -86,15 +198,19 @@ mod tests {
                 commit: Some(format!("c{t:04}")),
             })
             .collect();
-        let query = Query {
-            better: Better::Lower,
-            provisional: false,
-            settings: Settings::default(),
-            is_accepted: &|_| false,
-        };
+        let query =
+            Query { better: Better::Lower, provisional: false, settings: Settings::default(), is_accepted: &|_| false };
         let found = find(&observations, &query);
-        insta::assert_snapshot!(changes_text("latency_ns_median of cpu/flash", 200, &found, Style { width: 100, colour: false }));
+        insta::assert_snapshot!(changes_text(
+            "latency_ns_median of cpu/flash",
+            200,
+            &found,
+            Style { width: 100, colour: false }
+        ));
         let nothing = find(&observations[..30], &query);
-        assert_eq!(changes_text("x", 30, &nothing, Style { width: 80, colour: false }), "x\nno change of level in 30 values\n");
+        assert_eq!(
+            changes_text("x", 30, &nothing, Style { width: 80, colour: false }),
+            "x\nno change of level in 30 values\n"
+        );
     }
 }

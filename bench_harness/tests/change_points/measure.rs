@@ -5,24 +5,24 @@ use attnbench::stats::change_point::{Settings, change_points};
 use crate::series::{Noise, generator, with_step};
 
 /// Values of a series.
-pub const LENGTH: usize = 300;
+pub(crate) const LENGTH: usize = 300;
 /// A change this near to the step has found it.
-pub const NEAR: usize = 5;
+pub(crate) const NEAR: usize = 5;
 
 /// How many of so many series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
-    pub of: u64,
-    pub count: u64,
+pub(crate) struct Share {
+    pub(crate) of: u64,
+    pub(crate) count: u64,
 }
 
 impl Share {
-    pub fn percent(self) -> f64 {
+    pub(crate) fn percent(self) -> f64 {
         100.0 * self.count as f64 / self.of as f64
     }
 
     /// The 95 % interval of Wilson (1927), in percent.
-    pub fn interval(self) -> (f64, f64) {
+    pub(crate) fn interval(self) -> (f64, f64) {
         const Z: f64 = 1.959_964;
         let (n, p) = (self.of as f64, self.count as f64 / self.of as f64);
         let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
@@ -32,7 +32,7 @@ impl Share {
 }
 
 /// Clean series with a change that is not provisional.
-pub fn false_alarms(noise: Noise, series: u64) -> Share {
+pub(crate) fn false_alarms(noise: Noise, series: u64) -> Share {
     let alarms = (0..series).filter(|&number| {
         let values = noise.series(LENGTH, &mut generator(1, number));
         change_points(&values, &Settings::default()).iter().any(|change| !change.provisional)
@@ -41,17 +41,17 @@ pub fn false_alarms(noise: Noise, series: u64) -> Share {
 }
 
 /// What was made of series with one step.
-pub struct Found {
+pub(crate) struct Found {
     /// A change within [`NEAR`] values of the step.
-    pub near: Share,
+    pub(crate) near: Share,
     /// More changes than the one step.
-    pub extra: Share,
+    pub(crate) extra: Share,
     /// The step's place is in the interval of a change.
-    pub covered: Share,
+    pub(crate) covered: Share,
 }
 
 /// Series of this noise with a step of this relative size.
-pub fn power(noise: Noise, size: f64, series: u64) -> Found {
+pub(crate) fn power(noise: Noise, size: f64, series: u64) -> Found {
     let (mut near, mut extra, mut covered) = (0, 0, 0);
     for number in 0..series {
         let (values, index) = with_step(noise, LENGTH, size, &mut generator(2, number));

@@ -5,7 +5,7 @@ use rand_pcg::Pcg64;
 
 /// Noise around a level of 1, of 1 % where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Noise {
+pub(crate) enum Noise {
     /// Independent normal noise.
     White,
     /// Student's t with 3 degrees of freedom, scaled to a standard deviation of 1 %.
@@ -32,7 +32,7 @@ pub enum Noise {
 
 impl Noise {
     /// Every kind, in the order of tables.
-    pub const ALL: [Noise; 11] = [
+    pub(crate) const ALL: [Noise; 11] = [
         Noise::White,
         Noise::HeavyTailed,
         Noise::Spiky,
@@ -47,7 +47,7 @@ impl Noise {
     ];
 
     /// What it is, in a table.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Noise::White => "white, 1 %",
             Noise::HeavyTailed => "Student's t with 3 degrees of freedom",
@@ -64,7 +64,7 @@ impl Noise {
     }
 
     /// `n` values of noise.
-    pub fn series(self, n: usize, rng: &mut Pcg64) -> Vec<f64> {
+    pub(crate) fn series(self, n: usize, rng: &mut Pcg64) -> Vec<f64> {
         let mut values: Vec<f64> = (0..n).map(|_| 1.0 + 0.01 * normal(rng)).collect();
         match self {
             Noise::White => {}
@@ -139,7 +139,7 @@ fn add(values: &mut [f64], shape: impl Fn(f64) -> f64) {
 }
 
 /// A series that is `size` higher, relatively, from some index between 10 % and 90 % on, and that index.
-pub fn with_step(noise: Noise, n: usize, size: f64, rng: &mut Pcg64) -> (Vec<f64>, usize) {
+pub(crate) fn with_step(noise: Noise, n: usize, size: f64, rng: &mut Pcg64) -> (Vec<f64>, usize) {
     let mut values = noise.series(n, rng);
     let index = rng.random_range(n / 10..=n * 9 / 10);
     values[index..].iter_mut().for_each(|value| *value *= 1.0 + size);
@@ -147,7 +147,7 @@ pub fn with_step(noise: Noise, n: usize, size: f64, rng: &mut Pcg64) -> (Vec<f64
 }
 
 /// The generator of one simulated series: each has its own, so that figures do not depend on threads or order.
-pub fn generator(seed: u64, number: u64) -> Pcg64 {
+pub(crate) fn generator(seed: u64, number: u64) -> Pcg64 {
     Pcg64::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(number))
 }
 

@@ -41,7 +41,13 @@ fn main() {
     ]
     .into();
     let found: Vec<_> = steps.par_iter().map(|&(noise, size)| (noise, size, power(noise, size, count))).collect();
-    println!("\n{:44} {:>25} {:>25} {:>25}", "one step", format!("within {NEAR}"), "more than one change", "in the interval");
+    println!(
+        "\n{:44} {:>25} {:>25} {:>25}",
+        "one step",
+        format!("within {NEAR}"),
+        "more than one change",
+        "in the interval"
+    );
     for (noise, size, found) in found {
         let name = format!("{:+.0} % in {}", 100.0 * size, noise.name());
         let (near, extra, covered) = (figure(found.near), figure(found.extra), figure(found.covered));
@@ -52,8 +58,7 @@ fn main() {
     for noise in [Noise::White, Noise::Autoregressive, Noise::Spiky] {
         let series: Vec<Vec<f64>> = (0..10_000).map(|number| noise.series(500, &mut generator(3, number))).collect();
         let started = Instant::now();
-        let changes: usize =
-            series.par_iter().map(|values| change_points(values, &Settings::default()).len()).sum();
+        let changes: usize = series.par_iter().map(|values| change_points(values, &Settings::default()).len()).sum();
         println!("{:44} {:>25.2} ({changes} changes)", noise.name(), started.elapsed().as_secs_f64());
     }
     let stepped: Vec<Vec<f64>> =

@@ -192,7 +192,8 @@ impl Series {
             if let Some(fit) = self.levels(&changes) {
                 changes = self.moved(&changes, fit.filter.memory);
             }
-            let Some(weakest) = self.weakest_by_chance(&changes, settings).or_else(|| self.weakest_by_drift(&changes, settings))
+            let Some(weakest) =
+                self.weakest_by_chance(&changes, settings).or_else(|| self.weakest_by_drift(&changes, settings))
             else {
                 return changes;
             };
@@ -307,8 +308,11 @@ impl Series {
         (0..changes.len())
             .map(|which| {
                 let profile = self.profile(changes, which, fit.filter.memory);
-                let place = place(&profile, deviation * deviation, settings.confidence)
-                    .unwrap_or(Place { best: changes[which], low: changes[which], high: changes[which] });
+                let place = place(&profile, deviation * deviation, settings.confidence).unwrap_or(Place {
+                    best: changes[which],
+                    low: changes[which],
+                    high: changes[which],
+                });
                 let (step, error) = (fit.sizes[which + 1], z * deviation * fit.errors[which + 1]);
                 let before = level;
                 level += step;

@@ -64,8 +64,7 @@ pub(super) fn fit(values: &[f64], changes: &[usize], degree: usize, filter: Filt
     let n = values.len();
     let y = filter.innovations(values.iter().copied());
     let response = filter.innovations(std::iter::repeat_n(1.0, n));
-    let curves: Vec<Vec<f64>> =
-        (1..=degree).map(|k| filter.innovations((0..n).map(|t| legendre(k, n, t)))).collect();
+    let curves: Vec<Vec<f64>> = (1..=degree).map(|k| filter.innovations((0..n).map(|t| legendre(k, n, t)))).collect();
     let steps = changes.len() + 1;
     let size = steps + degree;
     let start = |column: usize| if column == 0 { 0 } else { changes[column - 1] };

@@ -26,8 +26,7 @@ pub(super) fn inliers(values: &[f64], least_scale: f64) -> Vec<usize> {
     mirrored.reverse();
     let mut after = backward_medians(&mirrored);
     after.reverse();
-    let distances: Vec<f64> =
-        (0..n).map(|t| (values[t] - before[t]).abs().min((values[t] - after[t]).abs())).collect();
+    let distances: Vec<f64> = (0..n).map(|t| (values[t] - before[t]).abs().min((values[t] - after[t]).abs())).collect();
     // The scale is that of distances to one median: the smaller of two distances would be too small a scale.
     let mut single: Vec<f64> = (0..n).map(|t| (values[t] - before[t]).abs()).collect();
     let middle = single.len() / 2;
