@@ -186,3 +186,82 @@ fn change(point: &ChangePoint, observations: &[Observation], query: &Query<'_>) 
         until_commit: later,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A series with these levels, 40 values each, with a little noise that has no pattern.
+    fn series(levels: &[f64]) -> Vec<Observation> {
+        let value = |t: usize| levels[t / 40] * (1.0 + ((t * 7919 % 101) as f64 - 50.0) / 10_000.0);
+        (0..40 * levels.len())
+            .map(|t| Observation {
+                value: Some(value(t)),
+                time: None,
+                commit: t.is_multiple_of(2).then(|| format!("c{t}")),
+            })
+            .collect()
+    }
+
+    fn found(levels: &[f64], better: Better, accepted: Option<usize>) -> SeriesChanges {
+        let is_accepted = |change: &Change| accepted == Some(change.index);
+        let query = Query { better, provisional: false, settings: Settings::default(), is_accepted: &is_accepted };
+        find(&series(levels), &query)
+    }
+
+    fn states(found: &SeriesChanges) -> Vec<State> {
+        found.changes.iter().map(|change| change.state).collect()
+    }
+
+    #[test]
+    fn a_regression_does_not_become_normal_by_lasting() {
+        let found = found(&[100.0, 110.0, 110.0, 110.0], Better::Lower, None);
+        assert_eq!(states(&found), [State::Open]);
+        assert!((found.normal.unwrap() - 100.0).abs() < 0.1);
+        assert!((found.open_regression.unwrap() - 0.1).abs() < 0.002);
+    }
+
+    #[test]
+    fn it_does_when_it_is_accepted() {
+        let found = found(&[100.0, 110.0, 110.0], Better::Lower, Some(40));
+        assert_eq!((states(&found), found.open_regression), (vec![State::Accepted], None));
+        assert!((found.normal.unwrap() - 110.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn it_recovers_when_it_is_taken_back_and_not_when_half_of_it_is() {
+        let whole = found(&[100.0, 110.0, 100.0], Better::Lower, None);
+        assert_eq!((states(&whole), whole.open_regression), (vec![State::Recovered, State::Normal], None));
+        let half = found(&[100.0, 110.0, 105.0], Better::Lower, None);
+        assert_eq!(states(&half), [State::Open, State::Normal]);
+        assert!((half.open_regression.unwrap() - 0.05).abs() < 0.002);
+        assert!((half.normal.unwrap() - 100.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn an_improvement_is_the_new_normal() {
+        let found = found(&[100.0, 90.0, 95.0], Better::Lower, None);
+        assert_eq!(states(&found), [State::Normal, State::Open]);
+        assert!((found.normal.unwrap() - 90.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn directions_follow_the_metric() {
+        let direction = |better| found(&[100.0, 110.0], better, None).changes[0].direction;
+        assert_eq!(direction(Better::Lower), Direction::Regressed);
+        assert_eq!(direction(Better::Higher), Direction::Improved);
+        assert_eq!(direction(Better::None), Direction::Changed);
+        let nothing = found(&[100.0], Better::Lower, None);
+        assert_eq!((nothing.changes.len(), nothing.normal), (0, None));
+    }
+
+    #[test]
+    fn commits_around_the_interval_are_named() {
+        let found = found(&[100.0, 110.0], Better::Lower, None);
+        let change = &found.changes[0];
+        assert_eq!((change.index, change.index_low, change.index_high), (40, 40, 40));
+        assert_eq!(change.commit.as_deref(), Some("c40"));
+        assert_eq!(change.after_commit.as_deref(), Some("c38"));
+        assert_eq!(change.until_commit.as_deref(), Some("c40"));
+    }
+}

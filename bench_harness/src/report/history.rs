@@ -32,7 +32,7 @@ pub fn changes_text(title: &str, values: usize, found: &SeriesChanges, style: St
     }
     if let (Some(excess), Some(normal)) = (found.open_regression, found.normal) {
         let text = format!(
-            "open regression: the level is {} off the {} that was normal",
+            "open regression: {} from the {} that was normal",
             units::signed_percent(excess),
             units::three_digits(normal)
         );

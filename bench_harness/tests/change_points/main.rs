@@ -6,6 +6,7 @@ mod series;
 
 use attnbench::stats::change_point::{PROVISIONAL, Settings, change_points};
 use measure::{false_alarms, power};
+use proptest::prelude::*;
 use series::{Noise, generator, with_step};
 
 /// Indices of the changes of a series.
@@ -131,4 +132,27 @@ fn a_long_series_is_searched() {
     values[5000..].iter_mut().for_each(|value| *value *= 1.03);
     let found = indices(&values);
     assert!(found.len() == 1 && found[0].abs_diff(5000) <= 3, "{found:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    /// Whatever the values are, changes are ascending, inside their intervals, and inside the series.
+    #[test]
+    fn any_series_is_survived(
+        blocks in prop::collection::vec((1usize..40, prop::num::f64::ANY, 0.0f64..2.0), 0..12),
+        seed in any::<u64>(),
+    ) {
+        let mut rng = generator(10, seed);
+        let mut values = Vec::new();
+        for (length, level, spread) in blocks {
+            values.extend(Noise::Spiky.series(length.max(20), &mut rng)[..length].iter().map(|noise| level * (1.0 + spread * (noise - 1.0))));
+        }
+        let changes = change_points(&values, &Settings::default());
+        prop_assert!(changes.windows(2).all(|pair| pair[0].index < pair[1].index));
+        for change in changes {
+            prop_assert!(change.index_low <= change.index && change.index <= change.index_high, "{change:?}");
+            prop_assert!(change.index_high < values.len() && values[change.index].is_finite());
+            prop_assert!((0.0..=1.0).contains(&change.confidence), "{change:?}");
+        }
+    }
 }

@@ -98,8 +98,8 @@ pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
     let mut changes = series.candidates();
     loop {
         changes = series.settle(changes, settings);
-        let Some((start, end)) = series.gone(&changes, longest_plateau) else { break };
-        changes = series.without(start, end, &changes);
+        let Some(gone) = series.gone(&changes, longest_plateau) else { break };
+        changes = series.without(gone, &changes);
     }
     let scale = Scale { is_positive, end: values.len() };
     series.describe(&changes, settings, scale)
@@ -120,6 +120,15 @@ fn quantum(values: &[f64]) -> f64 {
 struct Scale {
     is_positive: bool,
     end: usize,
+}
+
+/// Values that are set aside: from `start` to before `end`.
+#[derive(Clone, Copy)]
+struct Gone {
+    start: usize,
+    end: usize,
+    /// Whether the levels around them may differ.
+    is_change: bool,
 }
 
 /// Values that belong to levels, and where they come from.
@@ -264,38 +273,41 @@ impl Series {
             .collect()
     }
 
-    /// Values that went away again, or that nothing can be said about: plateaus that are short and lie between levels that
-    /// differ by less than half of what it differs from them, and short first levels.
-    fn gone(&self, changes: &[usize], longest: usize) -> Option<(usize, usize)> {
+    /// Values that went away again, or that nothing can be said about: the first level where it is short; plateaus of up
+    /// to `longest` values between levels that differ by less than half of what it differs from them, and any that is as
+    /// short as an excursion; a short last level whose last value is back.
+    fn gone(&self, changes: &[usize], longest: usize) -> Option<Gone> {
         let n = self.values.len();
         let fit = self.levels(changes)?;
         let first = *changes.first()?;
         if self.places[first] - self.places[0] < longest / 2 {
-            return Some((0, first));
+            return Some(Gone { start: 0, end: first, is_change: false });
         }
         for which in 1..changes.len() {
             let (start, end) = (changes[which - 1], changes[which]);
             let (up, down) = (fit.sizes[which], fit.sizes[which + 1]);
+            let length = self.places[end - 1] - self.places[start] + 1;
             let is_back = (up + down).abs() < 0.5 * up.abs().min(down.abs()) || n - end <= PROVISIONAL;
-            if self.places[end - 1] - self.places[start] < longest && up * down < 0.0 && is_back {
-                return Some((start, end));
+            if up * down < 0.0 && (length <= outliers::LONGEST_EXCURSION || is_back && length <= longest) {
+                return Some(Gone { start, end, is_change: !is_back });
             }
         }
-        // The last value is back at the level before a short last one.
         let last = changes[changes.len() - 1];
         let before: f64 = fit.sizes[..changes.len()].iter().sum();
         let after = before + fit.sizes[changes.len()];
         let end = self.values[n - 1];
-        (n - last < longest / 2 + 5 && (end - before).abs() < (end - after).abs()).then_some((last, n))
+        let is_back = n - last <= longest / 2 + SHORTEST_LEVEL && (end - before).abs() < (end - after).abs();
+        is_back.then_some(Gone { start: last, end: n, is_change: false })
     }
 
-    /// Leaves out the values from `start` to before `end`, and the changes at both.
-    fn without(&mut self, start: usize, end: usize, changes: &[usize]) -> Vec<usize> {
+    /// Leaves out values that are gone, and the changes at both of their ends.
+    fn without(&mut self, gone: Gone, changes: &[usize]) -> Vec<usize> {
+        let Gone { start, end, is_change } = gone;
         self.values.drain(start..end);
         self.places.drain(start..end);
         self.sums = RunningSums::new(&self.values);
-        let moved = changes.iter().filter(|&&change| change != start && change != end);
-        moved.map(|&change| if change > end { change - (end - start) } else { change }).collect()
+        let kept = changes.iter().filter(|&&change| change != end && (change != start || is_change));
+        kept.map(|&change| if change > end { change - (end - start) } else { change }).collect()
     }
 
     fn describe(&self, changes: &[usize], settings: &Settings, scale: Scale) -> Vec<ChangePoint> {
@@ -322,7 +334,8 @@ impl Series {
                 let index = self.places[place.best];
                 ChangePoint {
                     index,
-                    index_low: self.places[place.low],
+                    // Values that were set aside in between may be of either level.
+                    index_low: self.places[place.low.max(1) - 1] + 1,
                     index_high: self.places[place.high],
                     before: unscaled(before),
                     after: unscaled(level),

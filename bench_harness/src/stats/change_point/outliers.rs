@@ -7,6 +7,8 @@
 
 /// Values of a one-sided window, its own included: excursions of up to half of it are recognised.
 const WINDOW: usize = 25;
+/// The longest excursion that is recognised by itself.
+pub(super) const LONGEST_EXCURSION: usize = WINDOW / 2;
 /// Near an end the window that looks beyond it has so many values: fewer cannot tell an excursion from a level.
 const END_WINDOW: usize = 9;
 /// Farther than so many standard deviations from both medians is an outlier.
