@@ -55,7 +55,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { false_alarm: 0.003, drift_margin: 2.0, trend_margin: 7.0, confidence: 0.95 }
+        Settings { false_alarm: 0.003, drift_margin: 2.0, trend_margin: 8.0, confidence: 0.95 }
     }
 }
 
