@@ -221,20 +221,24 @@ impl Series {
 
     /// The change that drift replaces most easily, unless drift is worse than each of them and than all together.
     fn weakest_by_drift(&self, changes: &[usize], settings: &Settings) -> Option<usize> {
+        if changes.is_empty() {
+            return None;
+        }
         let count = changes.len() as f64;
-        let with = self.in_any_noise(changes);
+        let (with, no_change) = (self.in_any_noise(changes), self.in_any_noise(&[]));
         let gains = (0..changes.len()).map(|which| {
             let others = without(changes, which);
-            let mut drift = self.in_any_noise(&others);
-            if !others.is_empty() {
-                drift = drift.max(self.with_curve(&others, 1)).max(self.with_curve(&others, 3));
-            }
+            let drift = if others.is_empty() {
+                no_change
+            } else {
+                self.in_any_noise(&others).max(self.with_curve(&others, 1)).max(self.with_curve(&others, 3))
+            };
             with - drift - COST_OF_A_STEP
         });
         let (weakest, gain) = gains.enumerate().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let all = with - COST_OF_A_STEP * count;
         let trend = self.with_curve(&[], 1);
-        let drift = self.in_any_noise(&[]).max(self.with_curve(&[], 3)).max(self.with_curve(&[], 5));
+        let drift = no_change.max(self.with_curve(&[], 3)).max(self.with_curve(&[], 5));
         let is_convincing = gain >= settings.drift_margin
             && all - trend >= settings.trend_margin * count
             && all - drift >= settings.drift_margin + settings.trend_margin * (count - 1.0);
