@@ -20,7 +20,7 @@ step "lints"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
 step "tests"
-cargo test --release --workspace --locked
+ci/postgres.sh cargo test --release --workspace --locked
 
 step "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked

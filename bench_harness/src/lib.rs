@@ -13,6 +13,7 @@ pub mod device;
 pub mod eval;
 pub mod files;
 pub mod gate;
+pub mod history;
 pub mod measure;
 pub mod metric;
 pub mod record;

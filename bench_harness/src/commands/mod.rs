@@ -6,6 +6,7 @@ pub mod completions;
 pub mod devices;
 pub mod eval;
 pub mod gate;
+pub mod history;
 pub mod kernels;
 pub mod ratios;
 pub mod run;
@@ -36,6 +37,7 @@ pub enum Command {
     Compare(compare::Args),
     Gate(gate::Args),
     Baseline(baseline::Args),
+    History(history::Args),
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
@@ -57,6 +59,7 @@ impl Command {
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),
             Command::Baseline(args) => baseline::run(args),
+            Command::History(args) => history::run(args),
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),

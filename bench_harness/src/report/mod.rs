@@ -6,6 +6,7 @@ pub mod baselines;
 pub mod case_names;
 pub mod comparison;
 pub mod devices;
+pub mod history;
 pub mod json;
 pub mod listing;
 pub mod ratios;

@@ -6,6 +6,7 @@
 
 pub mod autocorrelation;
 pub mod bootstrap;
+pub mod change_point;
 pub mod fdr;
 pub mod geometric_mean;
 pub mod hodges_lehmann;

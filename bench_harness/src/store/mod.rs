@@ -1,4 +1,9 @@
-//! Where baselines are kept, and who measures on a device right now.
+//! Where baselines and histories are kept, and who measures on a device right now.
 
 pub mod baseline;
 pub mod device_lock;
+pub mod history;
+mod migrations;
+pub mod postgres;
+mod sql;
+pub mod sqlite;

@@ -13,6 +13,7 @@ use super::terminal;
 use crate::case::Mode;
 use crate::device::cpu::info::CpuInfo;
 use crate::device::cpu::usable_cores;
+use crate::history::point::of_record;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
@@ -20,6 +21,7 @@ use crate::record::environment::{fingerprint, provenance};
 use crate::record::{Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::device_lock::{DeviceLock, Sharing};
+use crate::store::history;
 use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
@@ -66,6 +68,10 @@ pub struct Args {
     #[arg(long, value_name = "JOURNAL", conflicts_with = "dry_run")]
     resume: Option<PathBuf>,
 
+    /// Keep the results in this history too: a file, or a server as postgresql://USER@HOST/DATABASE
+    #[arg(long, value_name = "PATH|URL")]
+    store: Option<String>,
+
     /// List what would be measured, with its work and memory, and stop
     #[arg(long)]
     dry_run: bool,
@@ -81,6 +87,7 @@ Examples:
   attnbench run ci --rounds 10 --out base.json
   attnbench run prefill --include '*/flash/*' --mode hot --threads 1
   attnbench run ci --dry-run
+  attnbench run ci --store results/history.db
   attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
 
@@ -90,7 +97,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if args.dry_run {
         return super::suites::print_plan(&suite, args.json);
     }
+    if let Some(store) = &args.store {
+        // A store that cannot take the results is found before there are any.
+        history::open(store)?;
+    }
     let (record, saved) = measure_suite(&suite, &args)?;
+    let is_kept = args.store.as_deref().is_none_or(|store| keep(store, &record, &saved.path));
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
     } else {
@@ -98,7 +110,17 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         terminal::print(report::table::record_table(&record, &cases, terminal::style()).trim_end())?;
         eprintln!("\nrecord: {}", saved.path.display());
     }
-    Ok(exit_of(&record).and(if saved.is_as_asked { Exit::Pass } else { Exit::Failed }))
+    Ok(exit_of(&record).and(if saved.is_as_asked && is_kept { Exit::Pass } else { Exit::Failed }))
+}
+
+/// Keeps a record's results in a history. The record itself is safe already: a failure is told and loses nothing.
+fn keep(store: &str, record: &Record, path: &Path) -> bool {
+    let pushed = history::open(store).and_then(|mut store| store.push(&[of_record(record)]));
+    if let Err(error) = &pushed {
+        let again = format!("attnbench history push {} --store {}", path.display(), history::shown(store));
+        eprintln!("error: {error}\nthe record is saved; `{again}` tries again");
+    }
+    pushed.is_ok()
 }
 
 /// Failures are told apart from a clean run; the gate does the rest.

@@ -1,0 +1,66 @@
+//! What the detector does with simulated series.
+
+use attnbench::stats::change_point::{Settings, change_points};
+
+use crate::series::{Noise, generator, with_step};
+
+/// Values of a series.
+pub(crate) const LENGTH: usize = 300;
+/// A change this near to the step has found it.
+pub(crate) const NEAR: usize = 5;
+
+/// How many of so many series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) of: u64,
+    pub(crate) count: u64,
+}
+
+impl Share {
+    pub(crate) fn percent(self) -> f64 {
+        100.0 * self.count as f64 / self.of as f64
+    }
+
+    /// The 95 % interval of Wilson (1927), in percent.
+    pub(crate) fn interval(self) -> (f64, f64) {
+        const Z: f64 = 1.959_964;
+        let (n, p) = (self.of as f64, self.count as f64 / self.of as f64);
+        let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+        let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        (100.0 * (centre - half).max(0.0), 100.0 * (centre + half).min(1.0))
+    }
+}
+
+/// Clean series with a change that is not provisional.
+pub(crate) fn false_alarms(noise: Noise, series: u64) -> Share {
+    let alarms = (0..series).filter(|&number| {
+        let values = noise.series(LENGTH, &mut generator(1, number));
+        change_points(&values, &Settings::default()).iter().any(|change| !change.provisional)
+    });
+    Share { of: series, count: alarms.count() as u64 }
+}
+
+/// What was made of series with one step.
+pub(crate) struct Found {
+    /// A change within [`NEAR`] values of the step.
+    pub(crate) near: Share,
+    /// More changes than the one step.
+    pub(crate) extra: Share,
+    /// The step's place is in the interval of a change.
+    pub(crate) covered: Share,
+}
+
+/// Series of this noise with a step of this relative size.
+pub(crate) fn power(noise: Noise, size: f64, series: u64) -> Found {
+    let (mut near, mut extra, mut covered) = (0, 0, 0);
+    for number in 0..series {
+        let (values, index) = with_step(noise, LENGTH, size, &mut generator(2, number));
+        let mut changes = change_points(&values, &Settings::default());
+        changes.retain(|change| !change.provisional);
+        near += u64::from(changes.iter().any(|change| change.index.abs_diff(index) <= NEAR));
+        extra += u64::from(changes.len() > 1);
+        covered += u64::from(changes.iter().any(|change| (change.index_low..=change.index_high).contains(&index)));
+    }
+    let share = |count| Share { of: series, count };
+    Found { near: share(near), extra: share(extra), covered: share(covered) }
+}
