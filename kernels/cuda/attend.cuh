@@ -12,53 +12,92 @@
 #include "geometry.cuh"
 
 template <int TILE_ROWS, int DIM> struct Tile {
-    static_assert(DIM % 32 == 0 && TILE_ROWS % 8 == 0, "tiles are whole panels");
-    static constexpr int PANEL = DIM % 64 == 0 ? 64 : 32;
+    static_assert(DIM % 32 == 0 && TILE_ROWS % 16 == 0, "tiles are whole panels of whole fragments");
+    // Chunks a row of a panel, and bytes of a row and of a panel.
+    static constexpr int PANEL = DIM % 64 == 0 ? 8 : 4, ROW_BYTES = PANEL * 16, PANEL_BYTES = TILE_ROWS * ROW_BYTES;
     static constexpr int BYTES = TILE_ROWS * DIM * 2;
+    // A multiple of 1024.
     u32 base;
 
-    // The address of a 16-byte chunk (8 elements) of a row.
-    DEVICE u32 chunk(int row, int index) const {
-        if constexpr (PANEL == 64)
-            return base + (index / 8) * (TILE_ROWS * 128) + row * 128 + (((index % 8) ^ (row & 7)) << 4);
-        else
-            return base + (index / 4) * (TILE_ROWS * 64) + row * 64 + (((index % 4) ^ ((row >> 1) & 3)) << 4);
+    // What a chunk's number within its panel is exchanged by.
+    static DEVICE u32 exchange(u32 row) { return PANEL == 8 ? row & 7 : (row >> 1) & 3; }
+
+    // The address of a chunk (8 elements) of a row.
+    DEVICE u32 chunk(u32 row, u32 index) const {
+        return base + index / PANEL * PANEL_BYTES + row * ROW_BYTES + ((index % PANEL ^ exchange(row)) << 4);
     }
 
-    // Starts copies of rows `first` .. by `threads` threads, of which this is number `thread`. `place(row)` is the element
-    // at which a row begins. Rows from `end` on and columns from `dim` (a multiple of 8) on become zeros.
-    template <int THREADS, class Place>
-    DEVICE void copy(Global<const u16> from, int thread, int first, int end, int dim, Place place) const {
-        constexpr int CHUNKS = DIM / 8;
+    // The same in two steps, the first of which is done once: a place in the first two columns of chunks, then an even number
+    // of chunks further in the same row, and a multiple of 16 rows further down.
+    DEVICE u32 place(u32 row, u32 odd) const { return base + row * ROW_BYTES + ((odd ^ exchange(row)) << 4); }
+    static DEVICE u32 further(u32 place, int rows, int chunks) {
+        return (place ^ (chunks % PANEL << 4)) + chunks / PANEL * PANEL_BYTES + rows * ROW_BYTES;
+    }
+
+    // Starts copies of rows `first` .., `token` elements apart, by `THREADS` threads, of which this is number `thread`. Rows
+    // from `end` on and columns from `dim` (a multiple of 8) on become zeros.
+    template <int THREADS>
+    DEVICE void copy(Global<const u16> from, u32 thread, int first, int end, int dim, i64 token) const {
+        const Global<const u16> tile = from + first * token;
+        // Distances within a tile fit 32 bits, which leaves registers for the products.
+        const i32 near = i32(token);
+        copy_rows<THREADS>(tile, thread, 0, end - first, dim, [=](int row) { return i64(row * near); });
+    }
+
+    // The same where `start(row)` is the element at which a row begins.
+    template <int THREADS, class Start>
+    DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
+        thread = opaque(thread);
+        constexpr int STRIDE = THREADS / PANEL;
+        static_assert(TILE_ROWS % STRIDE == 0 && STRIDE % 8 == 0, "each thread copies whole columns of chunks");
+        const u32 row = thread / PANEL, column = thread % PANEL, to = chunk(row, column);
 #pragma unroll
-        for (int start = 0; start < TILE_ROWS * CHUNKS; start += THREADS) {
-            int item = start + thread;
-            if (TILE_ROWS * CHUNKS % THREADS != 0 && item >= TILE_ROWS * CHUNKS) break;
-            int row = item / CHUNKS, index = item % CHUNKS;
-            bool is_valid = first + row < end && index * 8 < dim;
-            copy_async_16(chunk(row, index), from, is_valid ? place(first + row) + index * 8 : 0, is_valid);
+        for (int i = 0; i < TILE_ROWS / STRIDE; i++) {
+            const bool exists = first + int(row) + i * STRIDE < end;
+            const i64 at = exists ? start(first + row + i * STRIDE) + column * 8 : 0;
+#pragma unroll
+            for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
+                const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
+                copy_async_16(to + panel * PANEL_BYTES + i * STRIDE * ROW_BYTES, from, at + panel * PANEL * 8, is_valid);
+            }
         }
     }
 };
 
-// s = Q K^T for the warp's M * 16 rows from `row` on, and STEP_KEYS keys from row `key` of the tile on.
-template <class Element, int M, int STEP_KEYS, class QTile, class KTile, int DIM>
-DEVICE void scores(f32 (&s)[M][STEP_KEYS / 8][4], const QTile &q, int row, const KTile &k, int key, int lane) {
+// Where a lane reads fragments: of queries from their row on, of keys, and of values.
+template <class QTile> DEVICE u32 query_place(const QTile &tile, u32 row, u32 lane) {
+    return tile.place(row + lane % 16, lane / 16);
+}
+template <class KTile> DEVICE u32 key_place(const KTile &tile, u32 key, u32 lane) {
+    return tile.place(key + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+template <class VTile> DEVICE u32 value_place(const VTile &tile, u32 key, u32 lane) {
+    return tile.place(key + lane % 16, lane / 16);
+}
+
+template <int M, int N> DEVICE void clear(f32 (&x)[M][N][4]) {
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < STEP_KEYS / 8; n++)
+        for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[m][n][i] = 0.0f;
+            for (int i = 0; i < 4; i++) x[m][n][i] = 0.0f;
+}
+
+// s = Q K^T for the warp's M * 16 rows and STEP_KEYS keys, from a query place and a key place on.
+template <class Element, int M, int STEP_KEYS, class QTile, class KTile, int DIM>
+DEVICE void scores(f32 (&s)[M][STEP_KEYS / 8][4], u32 q, u32 k) {
+    clear(s);
+    q = opaque(q), k = opaque(k);
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
         u32 a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; m++) load_matrices(a[m], q.chunk(row + m * 16 + lane % 16, 2 * step + lane / 16));
+        for (int m = 0; m < M; m++) load_matrices(a[m], QTile::further(q, m * 16, 2 * step));
 #pragma unroll
         for (int n = 0; n < STEP_KEYS / 16; n++) {
             u32 b[4];
-            load_matrices(b, k.chunk(key + n * 16 + (lane & 7) + (lane >> 4) * 8, 2 * step + ((lane >> 3) & 1)));
+            load_matrices(b, KTile::further(k, n * 16, 2 * step));
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 Element::multiply(s[m][2 * n], a[m], b[0], b[1]);
@@ -68,10 +107,10 @@ DEVICE void scores(f32 (&s)[M][STEP_KEYS / 8][4], const QTile &q, int row, const
     }
 }
 
-// o += P V with P the warp's weights of STEP_KEYS keys from row `key` of the tile on, and columns from chunk `column` on.
+// o += P V with P the warp's weights of STEP_KEYS keys and DIM columns of V, from a value place and an even column of chunks on.
 template <class Element, int M, int STEP_KEYS, int DIM, class VTile>
-DEVICE void accumulate(f32 (&o)[M][DIM / 8][4], const f32 (&p)[M][STEP_KEYS / 8][4], const VTile &v, int key, int column,
-                       int lane) {
+DEVICE void accumulate(f32 (&o)[M][DIM / 8][4], const f32 (&p)[M][STEP_KEYS / 8][4], u32 v, int column = 0) {
+    v = opaque(v);
 #pragma unroll
     for (int step = 0; step < STEP_KEYS / 16; step++) {
         u32 a[M][4];
@@ -85,7 +124,7 @@ DEVICE void accumulate(f32 (&o)[M][DIM / 8][4], const f32 (&p)[M][STEP_KEYS / 8]
 #pragma unroll
         for (int n = 0; n < DIM / 16; n++) {
             u32 b[4];
-            load_matrices_transposed(b, v.chunk(key + step * 16 + lane % 16, column + 2 * n + lane / 16));
+            load_matrices_transposed(b, VTile::further(v, step * 16, column + 2 * n));
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 Element::multiply(o[m][2 * n], a[m], b[0], b[1]);
@@ -155,16 +194,18 @@ template <int M> struct Softmax {
     DEVICE f32 log_sum_exp(int m, int half, f32 factor) const {
         return sum[m][half] > 0.0f ? (largest[m][half] * factor + log2_fast(sum[m][half])) * LN_2 : minus_infinity();
     }
-};
 
-template <int M, int N> DEVICE void clear(f32 (&x)[M][N][4]) {
+    // Writes those of the warp's first `count` rows, one after another.
+    DEVICE void write_log_sum_exps(Global<f32> to, int count, u32 lane, f32 factor) const {
 #pragma unroll
-    for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) x[m][n][i] = 0.0f;
-}
+            for (int half = 0; half < 2; half++) {
+                const int row = m * 16 + half * 8 + lane / 4;
+                if (lane % 4 == 0 && row < count) store(to, row, log_sum_exp(m, half, factor));
+            }
+    }
+};
 
 template <int M, int N> DEVICE void soft_cap_all(f32 (&s)[M][N][4], const Geometry &geometry) {
 #pragma unroll
@@ -176,7 +217,8 @@ template <int M, int N> DEVICE void soft_cap_all(f32 (&s)[M][N][4], const Geomet
 }
 
 // Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.
-template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key, int lane, Range range) {
+template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range) {
+    lane = opaque(lane);
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll

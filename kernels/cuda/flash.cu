@@ -7,7 +7,8 @@
 // first.
 //
 // Copies: V of a tile arrives during Q K^T, K of the next one during the softmax and P V; two barriers a tile.
-// Tiles (ROWS x KEYS, warps): d64 128 x 128, 4; d96 and d128 128 x 64, 4; d192, d256 and 192:128 128 x 64, 8.
+// Tiles (ROWS x KEYS, warps): d64 and d96 128 x 64, 4; d128 128 x 32, 4; d192, d256 and 192:128 128 x 64, 8. With 64 keys,
+// d128 would spill registers.
 // Limit aimed at: the rate of mma.m16n8k16. Every fragment of K and V serves ROWS / (16 warps) products; with two, loads
 // from shared memory take half as long as the products.
 //
@@ -23,94 +24,96 @@ using KTile = Tile<KEYS, DIM_QK>;
 using VTile = Tile<KEYS, DIM_V>;
 using OTile = Tile<ROWS, DIM_V>;
 
+// What a block computes, from its number.
+struct Work {
+    int first, head, number;
+    DEVICE explicit Work(const Geometry &geometry) {
+        const int block = block_index(), tiles = ceil_div(geometry.len_q, ROWS);
+        first = (tiles - 1 - block % tiles) * ROWS;
+        head = block / tiles % geometry.heads_q;
+        number = block / tiles / geometry.heads_q;
+    }
+};
+
 // Grid: query tiles * query heads * batch, tiles fastest. Shared memory: Q (or O where larger), K, V.
 KERNEL(THREADS, 1)
 flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16> o, Global<f32> lse,
       Global<const Sequence> sequences, Geometry geometry) {
-    const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
-    const int tiles = ceil_div(geometry.len_q, ROWS);
-    const int first = (tiles - 1 - int(block_index() % tiles)) * ROWS;
-    const int head = block_index() / tiles % geometry.heads_q;
-    const int number = block_index() / tiles / geometry.heads_q;
-    const int head_kv = head / (geometry.heads_q / geometry.heads_kv);
-    const Sequence sequence = sequence_at(geometry, sequences, number);
-    if (first >= sequence.len_q) return;
-    const int last = min_i32(first + ROWS, sequence.len_q) - 1;
-
-    q = q + (sequence.q + head * geometry.q.head);
-    k = k + (sequence.k + head_kv * geometry.k.head);
-    v = v + (sequence.v + head_kv * geometry.v.head);
-    o = o + (sequence.o + head * geometry.o.head);
-
     constexpr int Q_BYTES = QTile::BYTES > OTile::BYTES ? QTile::BYTES : OTile::BYTES;
-    const u32 shared = shared_memory();
-    const QTile q_tile{shared};
-    const OTile o_tile{shared};
-    const KTile k_tile{shared + Q_BYTES};
-    const VTile v_tile{shared + Q_BYTES + KTile::BYTES};
-
-    const KeyRange range = keys_of_rows(geometry, sequence, first, last);
-    const int first_tile = range.first / KEYS;
-    const int end_tile = range.end > range.first ? ceil_div(range.end, KEYS) : first_tile;
-
-    auto q_place = [&](int row) { return i64(row) * geometry.q.token; };
-    auto k_place = [&](int row) { return i64(row) * geometry.k.token; };
-    auto v_place = [&](int row) { return i64(row) * geometry.v.token; };
-
-    if (first_tile < end_tile) {
-        q_tile.copy<THREADS>(q, thread, first, sequence.len_q, geometry.dim_qk, q_place);
-        k_tile.copy<THREADS>(k, thread, (end_tile - 1) * KEYS, sequence.len_kv, geometry.dim_qk, k_place);
-        copy_async_commit();
-    }
+    const QTile q_tile{shared_memory()};
+    const KTile k_tile{shared_memory() + Q_BYTES};
+    const VTile v_tile{shared_memory() + Q_BYTES + KTile::BYTES};
 
     f32 out[M][DIM_V / 8][4];
     clear(out);
     Softmax<M> softmax;
     softmax.start();
     const f32 factor = exponent_scale(geometry, SOFTCAP);
-    const int warp_row = warp * 16 * M;
+    {
+        const Work work(geometry);
+        const Sequence sequence = sequence_at(geometry, sequences, work.number);
+        const int first = work.first, last = min_i32(first + ROWS, sequence.len_q) - 1;
+        if (first > last) return;
+        const int head_kv = work.head / (geometry.heads_q / geometry.heads_kv);
+        q = q + (sequence.q + work.head * geometry.q.head);
+        k = k + (sequence.k + head_kv * geometry.k.head);
+        v = v + (sequence.v + head_kv * geometry.v.head);
 
-    for (int tile = end_tile - 1; tile >= first_tile; tile--) {
-        // K of this tile is here, and everybody is done with V of the one before.
-        copy_async_wait<0>();
-        sync_threads();
-        v_tile.copy<THREADS>(v, thread, tile * KEYS, sequence.len_kv, geometry.dim_v, v_place);
-        copy_async_commit();
+        const u32 thread = thread_index(), lane = thread % 32, warp_row = thread / 32 * 16 * M;
+        const u32 q_at = query_place(q_tile, warp_row, lane);
+        const u32 k_at = key_place(k_tile, 0, lane), v_at = value_place(v_tile, 0, lane);
 
-        f32 s[M][KEYS / 8][4];
-        scores<Element, M, KEYS, QTile, KTile, DIM_QK>(s, q_tile, warp_row, k_tile, 0, lane);
-
-        // V of this tile is here, and everybody is done with K.
-        copy_async_wait<0>();
-        sync_threads();
-        if (tile > first_tile) {
-            k_tile.copy<THREADS>(k, thread, (tile - 1) * KEYS, sequence.len_kv, geometry.dim_qk, k_place);
+        const KeyRange range = keys_of_rows(geometry, sequence, first, last);
+        const int first_tile = range.first / KEYS;
+        const int end_tile = range.end > range.first ? ceil_div(range.end, KEYS) : first_tile;
+        if (first_tile < end_tile) {
+            q_tile.copy<THREADS>(q, thread, first, sequence.len_q, geometry.dim_qk, geometry.q.token);
+            k_tile.copy<THREADS>(k, thread, (end_tile - 1) * KEYS, sequence.len_kv, geometry.dim_qk, geometry.k.token);
             copy_async_commit();
         }
 
-        if (SOFTCAP) soft_cap_all(s, geometry);
-        if (!all_see(geometry, sequence, first, last, tile * KEYS, (tile + 1) * KEYS))
-            mask(s, tile * KEYS, lane, [&](int row) { return keys_of_row(geometry, sequence, first + warp_row + row); });
-        softmax.update(s, out, factor);
-        accumulate<Element, M, KEYS, DIM_V>(out, s, v_tile, 0, 0, lane);
+        for (int tile = end_tile - 1; tile >= first_tile; tile--) {
+            // K of this tile is here, and everybody is done with V of the one before.
+            copy_async_wait<0>();
+            sync_threads();
+            v_tile.copy<THREADS>(v, thread, tile * KEYS, sequence.len_kv, geometry.dim_v, geometry.v.token);
+            copy_async_commit();
+
+            f32 s[M][KEYS / 8][4];
+            scores<Element, M, KEYS, QTile, KTile, DIM_QK>(s, q_at, k_at);
+
+            // V of this tile is here, and everybody is done with K.
+            copy_async_wait<0>();
+            sync_threads();
+            if (tile > first_tile) {
+                k_tile.copy<THREADS>(k, thread, (tile - 1) * KEYS, sequence.len_kv, geometry.dim_qk, geometry.k.token);
+                copy_async_commit();
+            }
+
+            if (SOFTCAP) soft_cap_all(s, geometry);
+            if (!all_see(geometry, sequence, first, last, tile * KEYS, (tile + 1) * KEYS))
+                mask(s, tile * KEYS, lane,
+                     [&](int row) { return keys_of_row(geometry, sequence, first + warp_row + row); });
+            softmax.update(s, out, factor);
+            accumulate<Element, M, KEYS, DIM_V, VTile>(out, s, v_at);
+        }
     }
 
+    // What is needed from here on is computed again, so that it takes no registers from the products.
+    const Work work(geometry);
+    const Sequence sequence = sequence_at(geometry, sequences, work.number);
+    const u32 lane = thread_index() % 32, warp_row = thread_index() / 32 * 16 * M;
+    const int row = work.first + warp_row, count = sequence.len_q - row;
     softmax.finish();
-    const int count = sequence.len_q - first - warp_row;
-    if (lse.exists() && lane % 4 == 0) {
-        const i64 base = (i64(number) * geometry.heads_q + head) * geometry.len_q + first + warp_row;
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int row = m * 16 + half * 8 + lane / 4;
-                if (row < count) store(lse, base + row, softmax.log_sum_exp(m, half, factor));
-            }
+    if (lse.exists()) {
+        const i64 base = (i64(work.number) * geometry.heads_q + work.head) * geometry.len_q + row;
+        softmax.write_log_sum_exps(lse + base, count, lane, factor);
     }
     // A warp's rows of Q are its own where O has as many columns; else another warp may still read what O is written over.
     if (DIM_QK != DIM_V) sync_threads();
     write_rows<Element, M, DIM_V>(
-        o, out, o_tile, warp_row, count, geometry.dim_v, lane, [&](int m, int half) { return softmax.inverse(m, half); },
-        [&](int row) { return i64(first + warp_row + row) * geometry.o.token; });
+        o + (sequence.o + work.head * geometry.o.head + row * geometry.o.token), out, OTile{shared_memory()}, warp_row,
+        count, geometry.dim_v, lane, [&](int m, int half) { return softmax.inverse(m, half); },
+        [&](int r) { return r * geometry.o.token; });
 }
 ENTRY(flash)

@@ -36,11 +36,28 @@ struct alignas(16) Vec4 {
     u32 word[4];
 };
 
-DEVICE u32 thread_index() { return threadIdx.x; }
-DEVICE u32 block_index() { return blockIdx.x; }
+// The thread's number in its block, and the block's in the grid. Read again at each call, which takes an instruction where
+// keeping them takes a register.
+DEVICE u32 thread_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+DEVICE u32 block_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+}
 DEVICE u32 block_index_y() { return blockIdx.y; }
 DEVICE u32 block_index_z() { return blockIdx.z; }
 DEVICE u32 grid_size() { return gridDim.x; }
+
+// The same value, of which the compiler knows nothing: what is computed from it inside a loop is computed there, where it
+// would else be kept in registers that the loop has better use for.
+DEVICE u32 opaque(u32 value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
 
 // ---- Global memory --------------------------------------------------------------------------------------------------
 
@@ -180,8 +197,8 @@ struct Bf16 {
         return pair;
     }
     static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
@@ -198,8 +215,8 @@ struct F16 {
         return pair;
     }
     static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                     "{%0, %1, %2, %3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }

@@ -693,6 +693,8 @@ inline u32 block_index_y() { return shim::machine->block.y; }
 inline u32 block_index_z() { return shim::machine->block.z; }
 inline u32 grid_size() { return shim::machine->grid.x; }
 
+inline u32 opaque(u32 value) { return value; }
+
 template <class T> inline T load(Global<T> p, i64 index, LINE) {
     shim::check_global(p.pointer + index, sizeof(T), sizeof(T), false, line);
     return p.pointer[index];

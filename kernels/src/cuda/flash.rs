@@ -26,8 +26,8 @@ struct Shape {
 impl Shape {
     fn of(dims: (usize, usize)) -> Shape {
         let (keys, warps) = match dims {
-            (64, _) => (128, 4),
-            (96 | 128, _) => (64, 4),
+            (64 | 96, _) => (64, 4),
+            (128, _) => (32, 4),
             _ => (64, 8),
         };
         Shape { dims, rows: 128, keys, warps }
