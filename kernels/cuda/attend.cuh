@@ -44,21 +44,24 @@ template <int TILE_ROWS, int DIM> struct Tile {
         copy_rows<THREADS>(tile, thread, 0, end - first, dim, [=](int row) { return i64(row * near); });
     }
 
-    // The same where `start(row)` is the element at which a row begins.
+    // The same where `start(row)` is the element at which a row begins. All threads call it equally often.
     template <int THREADS, class Start>
     DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
         thread = opaque(thread);
         constexpr int STRIDE = THREADS / PANEL;
-        static_assert(TILE_ROWS % STRIDE == 0 && STRIDE % 8 == 0, "each thread copies whole columns of chunks");
-        const u32 row = thread / PANEL, column = thread % PANEL, to = chunk(row, column);
+        static_assert(TILE_ROWS % STRIDE == 0 || TILE_ROWS < STRIDE, "each thread copies whole columns of chunks");
+        const u32 row = thread / PANEL, column = thread % PANEL;
 #pragma unroll
-        for (int i = 0; i < TILE_ROWS / STRIDE; i++) {
+        for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
             const bool exists = first + int(row) + i * STRIDE < end;
-            const i64 at = exists ? start(first + row + i * STRIDE) + column * 8 : 0;
+            const i64 at = start(first + row + i * STRIDE) + column * 8;
+            if (TILE_ROWS < STRIDE && row >= TILE_ROWS) break;
+            // Rows that are a multiple of 8 apart are exchanged alike.
+            const u32 to = STRIDE % 8 == 0 ? chunk(row, column) + i * STRIDE * ROW_BYTES : chunk(row + i * STRIDE, column);
 #pragma unroll
             for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
                 const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
-                copy_async_16(to + panel * PANEL_BYTES + i * STRIDE * ROW_BYTES, from, at + panel * PANEL * 8, is_valid);
+                copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * 8, is_valid);
             }
         }
     }

@@ -165,6 +165,7 @@ DEVICE void mbarrier_wait(u32 address, u32 parity) {
 DEVICE f32 shuffle_xor(f32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE f32 shuffle(f32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i32 shuffle(i32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE i64 shuffle(i64 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
 // i (16 bytes each, aligned). Lane l gets elements 2 (l mod 4) and the next of row l / 4 of matrix i in register i.
@@ -189,6 +190,7 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 address) {
 //   b0 (2t, g) (2t+1, g)     b1 (2t+8, g) (2t+9, g)       d (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1)
 // (PTX ISA, matrix fragments for mma.m16n8k16 with floating-point types).
 struct Bf16 {
+    using Storage = u16;
     static DEVICE f32 widen(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
     // Rounds to nearest even; `low` is the element with the lower index.
     static DEVICE u32 pack(f32 low, f32 high) {
@@ -204,6 +206,7 @@ struct Bf16 {
     }
 };
 struct F16 {
+    using Storage = u16;
     static DEVICE f32 widen(u16 x) {
         f32 value;
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x));
@@ -222,6 +225,14 @@ struct F16 {
     }
 };
 
+// Elements that no tensor core multiplies at full precision.
+struct F32 {
+    using Storage = f32;
+    static DEVICE f32 widen(f32 x) { return x; }
+};
+template <class Element> DEVICE typename Element::Storage narrow(f32 x) { return static_cast<u16>(Element::pack(x, 0.0f)); }
+template <> DEVICE f32 narrow<F32>(f32 x) { return x; }
+
 // ---- Arithmetic -----------------------------------------------------------------------------------------------------
 
 // 2^x; relative error 2^-22, results below 2^-126 are 0.
@@ -239,5 +250,6 @@ DEVICE f32 log2_fast(f32 x) {
 DEVICE f32 fused_multiply_add(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 DEVICE f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
 DEVICE f32 bits_to_f32(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 f32_to_bits(f32 x) { return __float_as_uint(x); }
 
 #endif

@@ -807,10 +807,15 @@ inline f32 shuffle(f32 value, u32 lane, LINE) {
     return shim::bits_to_float(shim::shuffle(shim::float_to_bits(value), lane, line));
 }
 inline i32 shuffle(i32 value, u32 lane, LINE) { return i32(shim::shuffle(u32(value), lane, line)); }
+inline i64 shuffle(i64 value, u32 lane, LINE) {
+    u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
+    return i64(u64(high) << 32 | low);
+}
 inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
 
 struct Bf16 {
+    using Storage = u16;
     static f32 widen(u16 x) { return shim::bf16_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_bf16(low) | u32(shim::f32_to_bf16(high)) << 16; }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
@@ -818,12 +823,20 @@ struct Bf16 {
     }
 };
 struct F16 {
+    using Storage = u16;
     static f32 widen(u16 x) { return shim::half_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_half(low) | u32(shim::f32_to_half(high)) << 16; }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
         shim::multiply<shim::half_to_f32>(d, a, b0, b1, line);
     }
 };
+
+struct F32 {
+    using Storage = f32;
+    static f32 widen(f32 x) { return x; }
+};
+template <class Element> inline typename Element::Storage narrow(f32 x) { return u16(Element::pack(x, 0.0f)); }
+template <> inline f32 narrow<F32>(f32 x) { return x; }
 
 inline f32 exp2_fast(f32 x) {
     f32 y = exp2f(x);
@@ -833,6 +846,7 @@ inline f32 log2_fast(f32 x) { return log2f(x); }
 inline f32 fused_multiply_add(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
 inline f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
 inline f32 bits_to_f32(u32 bits) { return shim::bits_to_float(bits); }
+inline u32 f32_to_bits(f32 x) { return shim::float_to_bits(x); }
 
 // ---- What the host calls --------------------------------------------------------------------------------------------
 

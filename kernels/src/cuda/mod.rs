@@ -5,11 +5,20 @@
 //! arguments. Nothing here calls CUDA, so that one plan is executed by a GPU back end and by the host shim alike, and can
 //! be tested on a machine without a GPU.
 
+pub mod block_sparse;
+mod decode;
+pub mod flash;
+pub mod flash1;
 mod geometry;
+pub mod linear;
+pub mod linformer;
+pub mod mla;
+pub mod naive;
+pub mod paged;
 mod plan;
 mod source;
+pub mod split_kv;
 mod tensor_core;
-pub mod flash;
 
 use crate::kernel::KernelError;
 use crate::problem::AttentionProblem;
@@ -35,7 +44,15 @@ pub trait CudaKernel: Sync {
 /// Every CUDA kernel, from the plainest on. A new kernel is one `.cu`, one file and one line here.
 #[rustfmt::skip]
 pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
+    &naive::Naive,
+    &flash1::Flash1,
     &flash::Flash,
+    &split_kv::SplitKv,
+    &paged::Paged,
+    &block_sparse::BlockSparse,
+    &linear::Linear,
+    &linformer::Linformer,
+    &mla::Mla,
 ];
 
 /// The kernel of that name.

@@ -32,4 +32,11 @@ macro_rules! source {
 pub(super) use source;
 
 /// Every header that a source may include, all of them to be handed to NVRTC.
-pub const HEADERS: &[Header] = &[header!("ptx.cuh"), header!("geometry.cuh"), header!("attend.cuh")];
+pub const HEADERS: &[Header] = &[
+    header!("ptx.cuh"),
+    header!("geometry.cuh"),
+    header!("attend.cuh"),
+    header!("partials.cuh"),
+    header!("decode.cuh"),
+    header!("product.cuh"),
+];
