@@ -9,7 +9,7 @@
 // Tiles: 64 rows x 64 keys, d 576:512 (smaller ones in the same tile), 8 warps; O is 64 x 512 f32 in registers.
 // Limit aimed at: the rate of mma.m16n8k16 from about 100 rows on, below that the rate at which the cache is read.
 //
-// Defines: ELEMENT (Bf16, F16), SOFTCAP (0, 1).
+// Defines: ELEMENT (Bf16, F16).
 #include "attend.cuh"
 #include "partials.cuh"
 
@@ -54,7 +54,7 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
     f32 out[1][HALF_COLUMNS / 8][4];
     clear(out);
     f32 largest[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f};
-    const f32 factor = exponent_scale(geometry, SOFTCAP);
+    const f32 factor = exponent_scale(geometry, false);
     for (int key = first; key < end; key += KEYS) {
         // Everybody is done with the latent rows and the weights before.
         sync_threads();
@@ -72,7 +72,6 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
         f32 s[1][HALF_KEYS / 8][4];
         scores<Element, 1, HALF_KEYS, QTile, KTile, DIM_QK>(s, query_place(q_tile, warp_row, lane),
                                                              key_place(k_tile, half_number * HALF_KEYS, lane));
-        if (SOFTCAP) soft_cap_all(s, geometry);
         mask(s, key + half_number * HALF_KEYS, lane, [&](int row) {
             const KeyRange range = keys_of_row(geometry, sequence, (first_row + int(warp_row) + row) / group);
             return KeyRange{range.first, min_i32(range.end, end)};

@@ -25,11 +25,8 @@ const SHARED_BYTES: u32 = (2 * (ROWS * DIM_QK + KEYS * DIM_QK + ROWS * KEYS) + 8
 /// The kernel.
 pub struct Mla;
 
-fn module(dtype: Dtype, has_softcap: bool) -> Module {
-    Module {
-        source: SOURCE,
-        defines: vec![("ELEMENT", element(dtype).to_string()), ("SOFTCAP", u32::from(has_softcap).to_string())],
-    }
+fn module(dtype: Dtype) -> Module {
+    Module { source: SOURCE, defines: vec![("ELEMENT", element(dtype).to_string())] }
 }
 
 impl CudaKernel for Mla {
@@ -48,6 +45,9 @@ impl CudaKernel for Mla {
         }
         if !matches!(problem.phase, Phase::Prefill | Phase::Decode) || problem.pattern != Pattern::Full {
             return unsupported("anything but prefill and decode with pattern full: mla has these, causal or not".into());
+        }
+        if problem.softcap.is_some() {
+            return unsupported("a softcap: mla has causal masks only".into());
         }
         tensor_core::supports("mla", problem)?;
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
@@ -75,7 +75,7 @@ impl CudaKernel for Mla {
         device.require_shared("mla", SHARED_BYTES)?;
         let geometry = Geometry::new(problem);
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(problem.dtype, problem.softcap.is_some()));
+        let module = plan.module(module(problem.dtype));
         let sequences = geometry.sequences(&mut plan);
         let tiles = (geometry.longest_q() * geometry.heads_q).div_ceil(ROWS) * geometry.batch();
         let splits = splits(tiles, geometry.longest_kv(), resident_blocks(device, SHARED_BYTES));
@@ -108,12 +108,7 @@ impl CudaKernel for Mla {
     }
 
     fn modules(&self) -> Vec<Module> {
-        let mut modules = Vec::new();
-        for dtype in DTYPES {
-            for has_softcap in [false, true] {
-                modules.push(module(dtype, has_softcap));
-            }
-        }
+        let mut modules: Vec<Module> = DTYPES.into_iter().map(module).collect();
         modules.extend(flash::modules());
         modules
     }

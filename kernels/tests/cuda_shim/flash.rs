@@ -1,6 +1,8 @@
-//! `flash`: lengths, masks, head dimensions, layouts.
+//! `flash` and `flash1`: lengths, masks, head dimensions, layouts.
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
+use attn_kernels::cuda::flash1::Flash1;
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 
 use super::check;
@@ -27,8 +29,7 @@ const LENGTHS: [(usize, usize); 14] = [
     (257, 258),
 ];
 
-#[test]
-fn irregular_lengths_full_and_causal() {
+fn irregular_lengths(kernel: &dyn CudaKernel) {
     for (index, lengths) in LENGTHS.into_iter().enumerate() {
         for causal in [false, true] {
             let dtype = [Dtype::Bf16, Dtype::F16][index % 2];
@@ -36,7 +37,68 @@ fn irregular_lengths_full_and_causal() {
             problem.causal = causal;
             problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 3 % 2];
             problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            check(kernel, &problem);
+        }
+    }
+}
+
+#[test]
+fn flash_of_irregular_lengths() {
+    irregular_lengths(&Flash);
+}
+
+#[test]
+fn flash1_of_irregular_lengths() {
+    irregular_lengths(&Flash1);
+}
+
+#[test]
+fn windows() {
+    for (index, (left, right)) in [(0, 0), (15, 0), (64, 64), (100, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate() {
+        for (len_q, len_kv) in [(150, 150), (70, 300), (200, 65)] {
+            let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
+            problem.pattern = Pattern::Window { left, right };
+            problem.causal = index % 3 == 1;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
             check(&Flash, &problem);
+            if len_q == 70 {
+                check(&Flash1, &problem);
+            }
+        }
+    }
+}
+
+/// Every compiled width, and widths that fill one in part.
+#[test]
+fn head_dimensions() {
+    let dims = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24)];
+    for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
+        let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (70, 150), dim_qk);
+        problem.head_dim_v = dim_v;
+        problem.causal = true;
+        check(&Flash, &problem);
+        if matches!(dim_v, 72 | 256) {
+            check(&Flash1, &problem);
+        }
+    }
+}
+
+#[test]
+fn shared_heads_ragged_batches_and_softcap() {
+    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
+        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
+            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
+            problem.batch = 4;
+            problem.layout = layout;
+            problem.causal = index != 1;
+            problem.softcap = (index == 2).then_some(3.0);
+            problem.scale = (index == 1).then_some(0.25);
+            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
+            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
+            check(&Flash, &problem);
+            if layout == Layout::Thd {
+                check(&Flash1, &problem);
+            }
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The CUDA kernels on a CPU: every plan executed in the host shim and compared with the f64 oracle.
 
+mod decode;
+mod faults;
 mod flash;
+mod naive;
+mod others;
 mod shim;
 
 use attn_kernels::cuda::{CudaKernel, DeviceFacts};
