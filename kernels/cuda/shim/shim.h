@@ -363,12 +363,12 @@ inline void check_global(const void *pointer, u32 bytes, u32 alignment, bool is_
         }
         return;
     }
-    // The nearest memory that ends below or begins above names the tensor that was meant.
+    // The nearest memory names the tensor that was meant.
     const Allocation *nearest = nullptr;
     u64 distance = ~0ull;
     for (u32 index = 0; index < m.allocation_count; index++) {
         const Allocation &a = m.allocations[index];
-        u64 base = reinterpret_cast<u64>(a.base), gap = at < base ? base - at : at - base;
+        u64 base = reinterpret_cast<u64>(a.base), end = base + a.bytes, gap = at < base ? base - at : at < end ? 0 : at - end;
         if (gap < distance) distance = gap, nearest = &a;
     }
     if (!pointer || !nearest || distance > (1ull << 40)) fail(line, "%s of %u bytes at address %p", what, bytes, pointer);
