@@ -6,7 +6,7 @@
 //
 // Tiles: 64 x 64, 4 warps. Limit aimed at: the rate of mma.m16n8k16, times the part of the listed tiles that is visible.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, SOFTCAP (0, 1).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V.
 #include "attend.cuh"
 
 using Element = ELEMENT;
@@ -55,7 +55,7 @@ block_sparse(Global<const u16> q, Global<const u16> k, Global<const u16> v, Glob
     clear(out);
     Softmax<1> softmax;
     softmax.start();
-    const f32 factor = exponent_scale(geometry, SOFTCAP);
+    const f32 factor = exponent_scale(geometry, geometry.softcap != 0.0f);
     for (int at = start; at < end; at++) {
         const KeyTile tile = next;
         if (at + 1 < end) next = load_struct(tiles, at + 1);
@@ -73,7 +73,7 @@ block_sparse(Global<const u16> q, Global<const u16> k, Global<const u16> v, Glob
             k_tile.copy<THREADS>(k, thread, next.index * KEYS, sequence.len_kv, geometry.dim_qk, geometry.k.token);
             copy_async_commit();
         }
-        if (SOFTCAP) soft_cap_all(s, geometry);
+        if (geometry.softcap != 0.0f) soft_cap_all(s, geometry);
         if (tile.mask >= 0)
             for (int half = 0; half < 2; half++)
                 for (int word = 0; word < 2; word++) {

@@ -8,7 +8,7 @@
 //
 // Copies: V of a tile arrives during Q K^T, K of the next one during the softmax and P V; two barriers a tile.
 // Tiles (ROWS x KEYS, warps): d64 and d96 128 x 64, 4; d128 128 x 32, 4; d192, d256 and 192:128 128 x 64, 8. With 64 keys,
-// d128 would spill registers.
+// d128 would spill registers; so would a softcap, with which d96 is 128 x 32, 4 and d128 128 x 64, 8.
 // Limit aimed at: the rate of mma.m16n8k16. Every fragment of K and V serves ROWS / (16 warps) products; with two, loads
 // from shared memory take half as long as the products.
 //

@@ -7,7 +7,7 @@
 //
 // Tiles: 64 queries x 64 keys (32 for d256), 4 warps. Limit aimed at: none; it is the algorithm to compare with.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, SOFTCAP (0, 1).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V.
 #include "attend.cuh"
 
 using Element = ELEMENT;
@@ -53,7 +53,7 @@ flash1(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16
     const KTile k_tile{q_tile.base + QTile::BYTES};
     const VTile v_tile{k_tile.base + KTile::BYTES};
     const int query_tiles = ceil_div(sequence.len_q, ROWS);
-    const f32 factor = exponent_scale(geometry, SOFTCAP);
+    const f32 factor = exponent_scale(geometry, geometry.softcap != 0.0f);
 
     for (int tile = 0; tile < query_tiles; tile++) {
         for (int d = 0; d < DIM_V / 8; d++) state.write(tile, d, 0.0f, 0.0f, 0.0f, 0.0f);
@@ -78,7 +78,7 @@ flash1(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16
 
             f32 out[1][DIM_V / 8][4], s[1][KEYS / 8][4];
             scores<Element, 1, KEYS, QTile, KTile, DIM_QK>(s, query_place(q_tile, warp_row, lane), key_place(k_tile, 0, lane));
-            if (SOFTCAP) soft_cap_all(s, geometry);
+            if (geometry.softcap != 0.0f) soft_cap_all(s, geometry);
             if (!all_see(geometry, sequence, first, last, key, key + KEYS))
                 mask(s, key, lane, [&](int row) { return keys_of_row(geometry, sequence, first + warp_row + row); });
 

@@ -79,6 +79,7 @@ DEVICE f32 exponent_scale(const Geometry &geometry, bool has_softcap) {
 
 // cap * tanh(scale * score / cap), to an absolute error of a few 1e-7 caps. 2^x overflows to infinity, where tanh is 1.
 DEVICE f32 soft_cap(const Geometry &geometry, f32 score) {
-    f32 power = exp2_fast(score * (geometry.scale * (2.0f * LOG2_E)) / geometry.softcap);
-    return geometry.softcap - 2.0f * geometry.softcap / (power + 1.0f);
+    const f32 cap = geometry.softcap;
+    const f32 power = exp2_fast(score * (geometry.scale * (2.0f * LOG2_E) * reciprocal_fast(cap)));
+    return cap - 2.0f * cap * reciprocal_fast(power + 1.0f);
 }

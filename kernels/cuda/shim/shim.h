@@ -843,6 +843,7 @@ inline f32 exp2_fast(f32 x) {
     return fabsf(y) < 0x1p-126f ? 0.0f : y;
 }
 inline f32 log2_fast(f32 x) { return log2f(x); }
+inline f32 reciprocal_fast(f32 x) { return 1.0f / x; }
 inline f32 fused_multiply_add(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
 inline f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
 inline f32 bits_to_f32(u32 bits) { return shim::bits_to_float(bits); }

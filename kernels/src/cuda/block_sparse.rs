@@ -25,14 +25,13 @@ type Mask = [u64; TILE];
 /// The kernel.
 pub struct BlockSparse;
 
-fn module(dims: (usize, usize), dtype: Dtype, has_softcap: bool) -> Module {
+fn module(dims: (usize, usize), dtype: Dtype) -> Module {
     Module {
         source: SOURCE,
         defines: vec![
             ("ELEMENT", element(dtype).to_string()),
             ("DIM_QK", dims.0.to_string()),
             ("DIM_V", dims.1.to_string()),
-            ("SOFTCAP", u32::from(has_softcap).to_string()),
         ],
     }
 }
@@ -133,7 +132,7 @@ impl CudaKernel for BlockSparse {
         let shared_bytes = (2 * TILE * (dims.0.max(dims.1) + dims.0 + dims.1)) as u32;
         device.require_shared("block_sparse", shared_bytes)?;
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(dims, problem.dtype, problem.softcap.is_some()));
+        let module = plan.module(module(dims, problem.dtype));
         let sequences = geometry.sequences(&mut plan);
         let tiles_q = geometry.longest_q().div_ceil(TILE);
 
@@ -186,9 +185,7 @@ impl CudaKernel for BlockSparse {
         let mut modules = Vec::new();
         for dims in DIMS {
             for dtype in DTYPES {
-                for has_softcap in [false, true] {
-                    modules.push(module(dims, dtype, has_softcap));
-                }
+                modules.push(module(dims, dtype));
             }
         }
         modules

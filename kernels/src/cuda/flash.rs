@@ -24,10 +24,10 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(dims: (usize, usize)) -> Shape {
-        let (keys, warps) = match dims {
-            (64 | 96, _) => (64, 4),
-            (128, _) => (32, 4),
+    fn of(dims: (usize, usize), has_softcap: bool) -> Shape {
+        let (keys, warps) = match (dims.0, has_softcap) {
+            (64, _) | (96, false) => (64, 4),
+            (96, true) | (128, false) => (32, 4),
             _ => (64, 8),
         };
         Shape { dims, rows: 128, keys, warps }
@@ -79,7 +79,7 @@ pub(super) fn push(
 ) -> Result<(), KernelError> {
     device.require_capability(kernel, 80)?;
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide(kernel, geometry))?;
-    let shape = Shape::of(dims);
+    let shape = Shape::of(dims, has_softcap);
     device.require_shared(kernel, shape.shared_bytes())?;
     let module = plan.module(shape.module(dtype, has_softcap));
     let sequences = geometry.sequences(plan);
@@ -156,7 +156,7 @@ pub(super) fn modules() -> Vec<Module> {
     for dims in DIMS {
         for dtype in DTYPES {
             for has_softcap in [false, true] {
-                modules.push(Shape::of(dims).module(dtype, has_softcap));
+                modules.push(Shape::of(dims, has_softcap).module(dtype, has_softcap));
             }
         }
     }

@@ -19,14 +19,13 @@ const THREADS: usize = 128;
 /// The kernel.
 pub struct Flash1;
 
-fn module(dims: (usize, usize), dtype: Dtype, has_softcap: bool) -> Module {
+fn module(dims: (usize, usize), dtype: Dtype) -> Module {
     Module {
         source: SOURCE,
         defines: vec![
             ("ELEMENT", element(dtype).to_string()),
             ("DIM_QK", dims.0.to_string()),
             ("DIM_V", dims.1.to_string()),
-            ("SOFTCAP", u32::from(has_softcap).to_string()),
         ],
     }
 }
@@ -71,7 +70,7 @@ impl CudaKernel for Flash1 {
         let shared_bytes = (2 * (ROWS * dims.0 + keys * (dims.0 + dims.1))) as u32;
         device.require_shared("flash1", shared_bytes)?;
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(dims, problem.dtype, problem.softcap.is_some()));
+        let module = plan.module(module(dims, problem.dtype));
         let sequences = geometry.sequences(&mut plan);
         let tiles = geometry.batch() * geometry.heads_q * geometry.longest_q().div_ceil(ROWS);
         // Each thread of a tile keeps its part of O, two largest scores and two sums, in vectors of 16 bytes.
@@ -100,9 +99,7 @@ impl CudaKernel for Flash1 {
         let mut modules = Vec::new();
         for dims in DIMS {
             for dtype in DTYPES {
-                for has_softcap in [false, true] {
-                    modules.push(module(dims, dtype, has_softcap));
-                }
+                modules.push(module(dims, dtype));
             }
         }
         modules

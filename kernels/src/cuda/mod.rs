@@ -2,7 +2,7 @@
 //!
 //! The kernels themselves are CUDA C++ in `kernels/cuda/*.cu`. A file here, of the same stem, says what its kernel
 //! computes and turns a problem into a [`CudaPlan`]: what to compile, what memory to take, what to launch with which
-//! arguments. Nothing here calls CUDA, so that one plan is executed by a GPU back end and by the host shim alike, and can
+//! arguments. No plan calls CUDA, so that one plan is executed by a GPU back end and by the host shim alike, and can
 //! be tested on a machine without a GPU.
 
 pub mod block_sparse;
@@ -14,8 +14,10 @@ pub mod linear;
 pub mod linformer;
 pub mod mla;
 pub mod naive;
+pub mod nvrtc;
 pub mod paged;
 mod plan;
+pub mod resources;
 mod source;
 pub mod split_kv;
 mod tensor_core;

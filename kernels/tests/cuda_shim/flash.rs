@@ -76,6 +76,8 @@ fn head_dimensions() {
         let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (70, 150), dim_qk);
         problem.head_dim_v = dim_v;
         problem.causal = true;
+        // A softcap changes the tiles of some widths.
+        problem.softcap = (index % 3 == 2).then_some(20.0);
         check(&Flash, &problem);
         if matches!(dim_v, 72 | 256) {
             check(&Flash1, &problem);
