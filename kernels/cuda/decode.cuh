@@ -108,11 +108,11 @@ DEVICE void decode_block(Global<const u16> q, Global<const u16> k, Global<const 
     }
     softmax.finish();
 
-    // Merge the warps: their largest scores, sums and outputs through shared memory, a row padded to avoid bank conflicts.
+    // Merge the warps: their largest scores, sums and outputs through shared memory, where every copy has been waited for in
+    // its step. A row is padded to avoid bank conflicts.
     constexpr int PITCH = (DIM_V + 8) * 4, WARP_BYTES = ROWS * PITCH;
     static_assert(WARPS * WARP_BYTES + WARPS * ROWS * 8 <= QTile::BYTES + WARPS * STAGES * STAGE_BYTES, "results fit");
     const u32 results = shared + WARPS * ROWS * 8;
-    copy_async_wait<0>();
     sync_threads();
 #pragma unroll
     for (int half = 0; half < 2; half++) {

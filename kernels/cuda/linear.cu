@@ -120,7 +120,6 @@ linear_prefill(Global<const Storage> q, Global<const Storage> k, Global<const St
 
     for (int d = warp; d < dim; d += WARPS) store_shared(shared.state(d, lane), 0.0f);
     for (int d = thread; d < dim; d += THREADS) store_shared(shared.normaliser(d), 0.0f);
-    sync_threads();
     if (!is_causal) {
         for (int key = 0; key < sequence.len_kv; key += CHUNK) {
             load_keys(key);

@@ -105,7 +105,10 @@ mod tests {
         let mut spilling = kernel("flash", 200);
         spilling.spill_bytes = 8;
         let complaints = |kernels: &[Resources]| budget.complaints("sm_80", kernels).join("\n");
-        assert!(complaints(&[kernel("flash", 201), kernel("combine", 72)]).contains("takes 201 registers, 200 are budgeted"));
+        assert!(
+            complaints(&[kernel("flash", 201), kernel("combine", 72)])
+                .contains("takes 201 registers, 200 are budgeted")
+        );
         assert!(complaints(&[spilling, kernel("combine", 72)]).contains("spills 8 bytes"));
         assert!(complaints(&[kernel("flash", 200)]).contains("combine has a budget and does not exist"));
         let with_new = [kernel("flash", 200), kernel("combine", 72), kernel("new", 1)];

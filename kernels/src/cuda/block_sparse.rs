@@ -89,7 +89,8 @@ fn fill(masks: &mut HashMap<usize, Mask>, visibility: &Visibility, head: usize, 
         for keys in visibility.row_key_ranges(head, query) {
             for tile in keys.start / TILE..keys.end.div_ceil(TILE) {
                 let Some(mask) = masks.get_mut(&tile) else { continue };
-                let (first, end) = (keys.start.max(tile * TILE) - tile * TILE, keys.end.min((tile + 1) * TILE) - tile * TILE);
+                let (first, end) =
+                    (keys.start.max(tile * TILE) - tile * TILE, keys.end.min((tile + 1) * TILE) - tile * TILE);
                 mask[bit_row] |= (u64::MAX >> (TILE - (end - first))) << first;
             }
         }

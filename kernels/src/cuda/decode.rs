@@ -235,7 +235,10 @@ mod tests {
                 let blocks = tiles * count;
                 let waves = (blocks as f64 / 264.0).ceil();
                 assert!((1..=128).contains(&count));
-                assert!(count == 1 || blocks as f64 >= 0.5 * waves * 264.0 || count * 64 + 64 > keys, "{tiles} {keys} {count}");
+                assert!(
+                    count == 1 || blocks as f64 >= 0.5 * waves * 264.0 || count * 64 + 64 > keys,
+                    "{tiles} {keys} {count}"
+                );
             }
         }
     }

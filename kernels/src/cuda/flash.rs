@@ -55,11 +55,7 @@ impl Shape {
 }
 
 /// A plan of any softmax over a band of contiguous keys; `kernel` names who asks.
-pub(super) fn plan(
-    kernel: &str,
-    problem: &AttentionProblem,
-    device: &DeviceFacts,
-) -> Result<CudaPlan, KernelError> {
+pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
     let geometry = Geometry::new(problem);
     let mut plan = CudaPlan::default();
     let tensors = [Argument::Tensor(TensorName::K), Argument::Tensor(TensorName::V)];

@@ -48,7 +48,10 @@ impl CudaKernel for Flash1 {
             return unsupported("phase backward: flash1 computes forward phases only".into());
         }
         if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
-            return unsupported(format!("pattern {}: flash1 has full and window, causal or not", problem.pattern.name()));
+            return unsupported(format!(
+                "pattern {}: flash1 has full and window, causal or not",
+                problem.pattern.name()
+            ));
         }
         if problem.kv_layout != KvLayout::Contiguous {
             return unsupported("a paged KV layout: flash1 reads contiguous keys and values (paged does not)".into());

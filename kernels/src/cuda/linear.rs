@@ -57,7 +57,9 @@ impl CudaKernel for Linear {
             return unsupported(format!("pattern {}: linear has full, causal or not", problem.pattern.name()));
         }
         if problem.kv_layout != KvLayout::Contiguous || problem.dtype_kv != problem.dtype {
-            return unsupported("paged keys, or keys in another dtype than queries: linear reads contiguous, equal ones".into());
+            return unsupported(
+                "paged keys, or keys in another dtype than queries: linear reads contiguous, equal ones".into(),
+            );
         }
         if problem.bias != Bias::None || problem.softcap.is_some() || problem.sinks {
             return unsupported(

@@ -44,7 +44,9 @@ impl CudaKernel for Mla {
             return unsupported(format!("mechanism {}: mla computes mla only", problem.mechanism.name()));
         }
         if !matches!(problem.phase, Phase::Prefill | Phase::Decode) || problem.pattern != Pattern::Full {
-            return unsupported("anything but prefill and decode with pattern full: mla has these, causal or not".into());
+            return unsupported(
+                "anything but prefill and decode with pattern full: mla has these, causal or not".into(),
+            );
         }
         if problem.softcap.is_some() {
             return unsupported("a softcap: mla has causal masks only".into());

@@ -14,7 +14,9 @@ pub const NVRTC_VARIABLE: &str = "ATTNBENCH_NVRTC";
 #[derive(Debug, thiserror::Error)]
 pub enum NvrtcError {
     /// There is no library to load.
-    #[error("loading NVRTC: {0}; install the CUDA toolkit, or run ci/nvrtc.sh and set {NVRTC_VARIABLE} to the folder that it prints")]
+    #[error(
+        "loading NVRTC: {0}; install the CUDA toolkit, or run ci/nvrtc.sh and set {NVRTC_VARIABLE} to the folder that it prints"
+    )]
     Missing(String),
     /// The source has an error, or the architecture is unknown to this version.
     #[error("compiling {module} for {architecture}: {reason}\n{log}")]
@@ -75,10 +77,7 @@ impl Nvrtc {
     pub fn load() -> Result<Nvrtc, NvrtcError> {
         match std::env::var_os(NVRTC_VARIABLE) {
             Some(folder) => Nvrtc::load_from(Path::new(&folder)),
-            None => Nvrtc::open(
-                &[],
-                &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from),
-            ),
+            None => Nvrtc::open(&[], &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from)),
         }
     }
 
@@ -162,11 +161,8 @@ impl Nvrtc {
         let name = text(module.source.name);
         let headers: Vec<CString> = HEADERS.iter().map(|header| text(header.text)).collect();
         let names: Vec<CString> = HEADERS.iter().map(|header| text(header.name)).collect();
-        let mut options = vec![
-            text("--std=c++17"),
-            text(&format!("--gpu-architecture={architecture}")),
-            text("--ptxas-options=-v"),
-        ];
+        let mut options =
+            vec![text("--std=c++17"), text(&format!("--gpu-architecture={architecture}")), text("--ptxas-options=-v")];
         options.extend(module.options().iter().map(|option| text(option)));
         let pointers = |strings: &[CString]| -> Vec<*const c_char> { strings.iter().map(|s| s.as_ptr()).collect() };
         let (headers_at, names_at, options_at) = (pointers(&headers), pointers(&names), pointers(&options));

@@ -1,9 +1,9 @@
 //! Flash-decoding over a paged cache (Kwon et al. 2023): `kernels/cuda/paged.cu`.
 
+use super::CudaKernel;
 use super::decode::Decode;
 use super::plan::{CudaPlan, DeviceFacts, Module};
 use super::source::source;
-use super::CudaKernel;
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, KvLayout};
 

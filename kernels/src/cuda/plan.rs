@@ -165,6 +165,8 @@ pub(super) fn grid_of(kernel: &str, factors: &[usize]) -> Result<[u32; 3], Kerne
     let blocks = factors.iter().try_fold(1u64, |blocks, &factor| blocks.checked_mul(factor as u64));
     match blocks {
         Some(blocks) if blocks <= i32::MAX as u64 => Ok([blocks as u32, 1, 1]),
-        _ => Err(KernelError::Unsupported(format!("a problem of this size: {kernel} would need a grid of 2^31 blocks"))),
+        _ => {
+            Err(KernelError::Unsupported(format!("a problem of this size: {kernel} would need a grid of 2^31 blocks")))
+        }
     }
 }

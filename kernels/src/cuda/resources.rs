@@ -63,7 +63,8 @@ fn parse(module: &str, log: &str) -> Vec<Resources> {
         let Some(kernel) = kernels.last_mut() else { continue };
         // "0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads" and "Used 72 registers, 16 bytes smem, ...".
         for part in line.split([',', ':']) {
-            let mut words = part.trim().trim_start_matches("ptxas").trim_start_matches([' ', '.']).split(' ').peekable();
+            let mut words =
+                part.trim().trim_start_matches("ptxas").trim_start_matches([' ', '.']).split(' ').peekable();
             words.next_if_eq(&"Used");
             let Some(number) = words.next().and_then(|word| word.parse::<u32>().ok()) else { continue };
             match words.collect::<Vec<_>>().as_slice() {

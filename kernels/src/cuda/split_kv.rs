@@ -1,9 +1,9 @@
 //! Flash-decoding over a contiguous cache: `kernels/cuda/split_kv.cu`.
 
+use super::CudaKernel;
 use super::decode::Decode;
 use super::plan::{CudaPlan, DeviceFacts, Module};
 use super::source::source;
-use super::CudaKernel;
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, KvLayout};
 

@@ -36,7 +36,9 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
     }
     for (what, dim) in [("d_qk", problem.head_dim_qk), ("d_v", problem.head_dim_v)] {
         if dim % 8 != 0 {
-            return unsupported(format!("{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive has any)"));
+            return unsupported(format!(
+                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive has any)"
+            ));
         }
     }
     if problem.bias != Bias::None || problem.sinks {

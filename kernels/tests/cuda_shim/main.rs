@@ -5,11 +5,14 @@ mod faults;
 mod flash;
 mod naive;
 mod others;
+mod sabotage;
 mod shim;
+
+use std::path::Path;
 
 use attn_kernels::cuda::{CudaKernel, DeviceFacts};
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::{AttentionProblem, Mechanism};
 use attn_kernels::reference::{GeneratedRows, Oracle, SamplePlan};
 use attn_kernels::tensor::{Tensor, TensorName};
 
@@ -21,9 +24,15 @@ const DEVICE: DeviceFacts = DeviceFacts { multiprocessors: 12, ..DeviceFacts::H2
 
 /// Computes a problem in the shim on poisoned outputs and compares every output with the oracle.
 fn check(kernel: &dyn CudaKernel, problem: &AttentionProblem) {
-    problem.validate().unwrap_or_else(|error| panic!("{problem:?}: {error}"));
-    kernel.supports(problem).unwrap_or_else(|error| panic!("{}: {error}: {problem:?}", kernel.name()));
-    let plan = kernel.plan(problem, &DEVICE).unwrap_or_else(|error| panic!("{}: {error}: {problem:?}", kernel.name()));
+    if let Err(error) = judge(kernel, problem, &shim::cuda_folder()) {
+        panic!("{}: {error}\nin {problem:?}", kernel.name());
+    }
+}
+
+/// The same with the sources of a folder; the error is the shim's or the oracle's.
+fn judge(kernel: &dyn CudaKernel, problem: &AttentionProblem, folder: &Path) -> Result<(), String> {
+    problem.validate().map_err(|error| error.to_string())?;
+    let plan = kernel.plan(problem, &DEVICE).map_err(|error| error.to_string())?;
     let known = kernel.modules();
     for module in &plan.modules {
         assert!(known.contains(module), "{} is no listed module of {}", module.label(), kernel.name());
@@ -34,19 +43,21 @@ fn check(kernel: &dyn CudaKernel, problem: &AttentionProblem) {
     let mut samples = SamplePlan::for_problem(problem, &spec, 0, ORACLE_FLOPS);
     let inputs = Generator::new(problem, &spec, 0).inputs();
     let mut outputs = input::outputs(problem);
-    let has_lse = problem.mechanism.name() == "softmax" || problem.mechanism.name() == "mla";
-    if has_lse {
+    if matches!(problem.mechanism, Mechanism::Softmax | Mechanism::Mla { .. }) {
         samples = samples.with_lse();
         let (element, dims) = input::tensor_shape(problem, TensorName::Lse);
         let mut lse = Tensor::zeros(element, &dims);
         lse.poison();
         outputs.insert(TensorName::Lse, lse);
     }
-    shim::run(&plan, &inputs, &mut outputs).unwrap_or_else(|error| panic!("{error}\nin {problem:?}"));
+    shim::run(folder, &plan, &inputs, &mut outputs)?;
     assert!(samples.rows.iter().any(|sampled| !sampled.rows.is_empty()));
     for expected in oracle.expected(&samples) {
         let bytes = expected.rows.gather(problem, &outputs).expect("the rows exist");
         let report = expected.judge_bytes(&bytes).expect("as many elements as were asked for");
-        assert!(report.pass, "{} {:?}: {report:?} of {problem:?}", kernel.name(), expected.rows.tensor);
+        if !report.pass {
+            return Err(format!("{:?}: {report:?}", expected.rows.tensor));
+        }
     }
+    Ok(())
 }

@@ -58,7 +58,13 @@ fn lists_of_ragged_batches_and_wide_heads() {
     check(&BlockSparse, &problem);
 }
 
-fn linear(dtype: Dtype, phase: Phase, heads: (usize, usize), lengths: (usize, usize), dims: (usize, usize)) -> AttentionProblem {
+fn linear(
+    dtype: Dtype,
+    phase: Phase,
+    heads: (usize, usize),
+    lengths: (usize, usize),
+    dims: (usize, usize),
+) -> AttentionProblem {
     AttentionProblem {
         mechanism: Mechanism::LINEAR,
         head_dim_v: dims.1,
@@ -71,7 +77,13 @@ fn linear_prefill() {
     for (index, lengths) in [(1, 1), (33, 33), (70, 70), (40, 100), (100, 40), (5, 0)].into_iter().enumerate() {
         for causal in [false, true] {
             for dtype in Dtype::ALL {
-                let mut problem = linear(dtype, Phase::Prefill, [(2, 1), (1, 1)][index % 2], lengths, [(24, 17), (64, 33)][index % 2]);
+                let mut problem = linear(
+                    dtype,
+                    Phase::Prefill,
+                    [(2, 1), (1, 1)][index % 2],
+                    lengths,
+                    [(24, 17), (64, 33)][index % 2],
+                );
                 if lengths.1 == 0 {
                     problem.batch = 2;
                     problem.seqlen_q = Lengths::List(vec![lengths.0, 3]);
@@ -129,7 +141,8 @@ fn mla(dtype: Dtype, heads: usize, lengths: (usize, usize)) -> AttentionProblem 
 fn mla_decode() {
     for (index, length) in [1, 65, 200, 700].into_iter().enumerate() {
         for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 24 }] {
-            let mut problem = mla([Dtype::Bf16, Dtype::F16][index % 2], [16, 3, 40][index % 3], (1 + index % 3, length));
+            let mut problem =
+                mla([Dtype::Bf16, Dtype::F16][index % 2], [16, 3, 40][index % 3], (1 + index % 3, length));
             problem.kv_layout = kv_layout;
             problem.batch = 1 + index % 2;
             check(&Mla, &problem);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
-use attn_kernels::cuda::{Argument, CudaPlan, HEADERS, Launch, Module};
+use attn_kernels::cuda::{Argument, CudaPlan, HEADERS, Header, Launch, Module};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 use libloading::Library;
 
@@ -52,11 +52,9 @@ pub(crate) fn compile(path: &Path, options: &[String]) -> Slot {
     slot
 }
 
-/// A module of a plan. It is read from its file, so that errors name real lines.
-pub(crate) fn compile_module(module: &Module) -> Slot {
-    let path = cuda_folder().join(module.source.name);
-    assert_eq!(std::fs::read_to_string(&path).expect("the source exists"), module.source.text, "a stale build");
-    compile(&path, &module.options())
+/// A module of a plan, from its file in this folder, so that errors name real lines.
+fn compile_module(folder: &Path, module: &Module) -> Slot {
+    compile(&folder.join(module.source.name), &module.options())
 }
 
 pub(crate) fn cuda_folder() -> PathBuf {
@@ -68,10 +66,13 @@ fn build(path: &Path, options: &[String]) -> Compiled {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or("").to_string();
     let mut all = vec![source, SHIM.to_string(), flags, options.join(" ")];
-    all.extend(HEADERS.iter().map(|header| header.text.to_string()));
-    let hash = all.join("\0").bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    // The headers beside it, which may differ from those that are embedded.
+    let beside = |header: &Header| path.parent().map(|folder| folder.join(header.name));
+    all.extend(HEADERS.iter().filter_map(|header| std::fs::read_to_string(beside(header)?).ok()));
+    let hash = all
+        .join("\0")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_shim");
     std::fs::create_dir_all(&folder).expect("a folder for shared objects");
     let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a source has a name");
@@ -207,8 +208,8 @@ pub(crate) fn launch(
     Err(text.into_owned())
 }
 
-/// Executes a plan as a GPU back end would.
-pub(crate) fn run(plan: &CudaPlan, inputs: &TensorSet, outputs: &mut TensorSet) -> Result<(), String> {
+/// Executes a plan as a GPU back end would, with the sources of this folder.
+pub(crate) fn run(folder: &Path, plan: &CudaPlan, inputs: &TensorSet, outputs: &mut TensorSet) -> Result<(), String> {
     let mut memory = Memory::default();
     let mut tensors: HashMap<TensorName, *mut u8> = HashMap::new();
     for (name, tensor) in inputs.iter() {
@@ -225,21 +226,15 @@ pub(crate) fn run(plan: &CudaPlan, inputs: &TensorSet, outputs: &mut TensorSet) 
         .enumerate()
         .map(|(number, &bytes)| memory.workspace(&format!("workspace {number}"), bytes as usize))
         .collect();
-    let tables: Vec<*mut u8> = plan
-        .tables
-        .iter()
-        .enumerate()
-        .map(|(number, bytes)| memory.table(&format!("table {number}"), bytes))
-        .collect();
+    let tables: Vec<*mut u8> =
+        plan.tables.iter().enumerate().map(|(number, bytes)| memory.table(&format!("table {number}"), bytes)).collect();
     let pointer = |address: *mut u8| ("P".to_string(), vec![address as u64]);
     for Launch { module, entry, grid, block, shared_bytes, arguments } in &plan.launches {
         let arguments: Vec<(String, Vec<u64>)> = arguments
             .iter()
             .map(|argument| match argument {
                 Argument::Tensor(name) => pointer(*tensors.get(name).unwrap_or_else(|| panic!("no tensor {name:?}"))),
-                Argument::OptionalTensor(name) => {
-                    pointer(tensors.get(name).copied().unwrap_or(std::ptr::null_mut()))
-                }
+                Argument::OptionalTensor(name) => pointer(tensors.get(name).copied().unwrap_or(std::ptr::null_mut())),
                 Argument::Workspace(number) => pointer(workspaces[*number]),
                 Argument::Table(number) => pointer(tables[*number]),
                 Argument::Null => pointer(std::ptr::null_mut()),
@@ -250,7 +245,7 @@ pub(crate) fn run(plan: &CudaPlan, inputs: &TensorSet, outputs: &mut TensorSet) 
                 Argument::Bytes(bytes) => value(&format!("S{}", bytes.len()), bytes),
             })
             .collect();
-        let slot = compile_module(&plan.modules[*module]);
+        let slot = compile_module(folder, &plan.modules[*module]);
         let compiled = slot.get().expect("compiled");
         launch(compiled, entry, *grid, *block, *shared_bytes, &arguments, &memory)?;
     }
