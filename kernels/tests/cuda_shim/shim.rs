@@ -42,7 +42,8 @@ pub(crate) struct Compiled {
 
 /// One slot a module, filled by whoever needs it first.
 type Slot = Arc<OnceLock<Compiled>>;
-static COMPILED: LazyLock<Mutex<HashMap<(PathBuf, Vec<String>), Slot>>> = LazyLock::new(Default::default);
+type Slots = HashMap<(PathBuf, Vec<String>), Slot>;
+static COMPILED: LazyLock<Mutex<Slots>> = LazyLock::new(Default::default);
 
 /// A `.cu` file compiled with these options, once a process; kept in the target folder for the next.
 pub(crate) fn compile(path: &Path, options: &[String]) -> Slot {
