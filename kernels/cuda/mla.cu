@@ -128,7 +128,6 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
             }
         }
     }
-    copy_async_wait<0>();
 
     // The sums of both warps of a row.
 #pragma unroll
@@ -136,7 +135,7 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
         sum[half] += shuffle_xor(sum[half], 1);
         sum[half] += shuffle_xor(sum[half], 2);
     }
-    sync_threads();
+    // Nobody reads the largest scores any more: the weights of the last tile came after a barrier.
 #pragma unroll
     for (int half = 0; half < 2; half++)
         if (lane % 4 == 0) store_shared(exchange + (half_number * ROWS + warp_row + half * 8 + lane / 4) * 4, sum[half]);
