@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Formatting, lints, every test, and a real run that is gated against itself. Needs a Rust toolchain, a C compiler and
-# git; everything else is a crate. One profile and one target folder serve the tests and the binary that people run.
+# Formatting, lints, every test, the CUDA kernels through their compiler, and a real run that is gated against itself. Needs
+# a Rust toolchain, a C and a C++ compiler, Python with pip (for NVRTC) and git; everything else is a crate. One profile and
+# one target folder serve the tests and the binary that people run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 step() { printf '\n== %s\n' "$*"; }
 
-if ! command -v cc >/dev/null; then
-    step "installing a C compiler"
-    apt-get update -q && apt-get install -qy --no-install-recommends gcc libc6-dev
+missing=()
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v g++ >/dev/null || missing+=(g++)
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
+if [ ${#missing[@]} -gt 0 ]; then
+    step "installing ${missing[*]}"
+    apt-get update -q && apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
 rustup component add rustfmt clippy >/dev/null 2>&1 || true
 
@@ -24,6 +29,11 @@ ci/postgres.sh cargo test --release --workspace --locked
 
 step "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
+
+step "every CUDA kernel through NVRTC, against the budget of registers"
+ATTNBENCH_NVRTC=$(ci/nvrtc.sh)
+export ATTNBENCH_NVRTC
+target/release/attnbench kernels --resources --budget kernels/cuda/budget.toml
 
 step "a run of quickstart, gated against itself"
 out=$(mktemp -d)

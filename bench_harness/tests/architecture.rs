@@ -117,11 +117,13 @@ fn the_oracle_is_derived_apart() {
 
 #[test]
 fn every_kernel_and_subcommand_is_in_its_table() {
-    let table = std::fs::read_to_string(root().join("kernels/src/cpu/mod.rs")).expect("readable");
-    for (path, code) in sources("kernels/src/cpu") {
-        if code.contains("impl Kernel for ") {
-            let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
-            assert!(table.contains(&format!("&{stem}::")), "{} is missing in KERNELS", path.display());
+    for (folder, kernel) in [("kernels/src/cpu", "impl Kernel for "), ("kernels/src/cuda", "impl CudaKernel for ")] {
+        let table = std::fs::read_to_string(root().join(folder).join("mod.rs")).expect("readable");
+        for (path, code) in sources(folder) {
+            if code.contains(kernel) {
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+                assert!(table.contains(&format!("&{stem}::")), "{} is missing in {folder}/mod.rs", path.display());
+            }
         }
     }
     let commands = std::fs::read_to_string(root().join("bench_harness/src/commands/mod.rs")).expect("readable");

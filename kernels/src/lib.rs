@@ -4,6 +4,7 @@
 //! crate and never the other way round. A kernel is one file under [`cpu`] and one line in [`cpu::KERNELS`].
 
 pub mod cpu;
+pub mod cuda;
 pub mod hash;
 pub mod input;
 pub mod kernel;

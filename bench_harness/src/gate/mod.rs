@@ -1,5 +1,6 @@
 //! The gate: pass, fail or undecided.
 
+pub mod budget;
 pub mod exit;
 pub mod outcome;
 pub mod plan;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use attn_kernels::cuda::resources::Resources;
 use attn_kernels::problem::Phase;
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width};
 
@@ -61,6 +62,19 @@ fn paragraph(text: &str, indent: u16, width: u16) -> String {
 
 fn plural(count: usize, noun: &str) -> String {
     if count == 1 { format!("{count} {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// What compiled kernels take of an architecture's multiprocessor, a line each.
+pub fn resources(architecture: &str, kernels: &[Resources], width: u16) -> String {
+    let mut table = table(&["kernel", "registers", "spilled", "stack", "static shared"], width);
+    for kernel in kernels {
+        let figures = [kernel.registers, kernel.spill_bytes, kernel.stack_bytes, kernel.static_shared_bytes];
+        let mut row = vec![Cell::new(format!("{} / {}", kernel.module, kernel.entry))];
+        row.extend(figures.map(|number| figure(number.to_string())));
+        table.add_row(row);
+    }
+    keep_whole(&mut table, 1..5);
+    format!("{architecture}\n{}", table.trim_fmt())
 }
 
 /// Suites with the question that each answers.

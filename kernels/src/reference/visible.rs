@@ -47,7 +47,7 @@ impl Definition {
         }
         match self.pattern {
             Pattern::Full => true,
-            Pattern::Window { left, right } => p - left as i64 <= j && j <= p + right as i64,
+            Pattern::Window { left, right } => p - distance(left) <= j && j <= p + distance(right),
             Pattern::Dilated { window, step } => {
                 (p - j).unsigned_abs() <= window.saturating_mul(step) as u64 && (p - j) % step as i64 == 0
             }
@@ -89,8 +89,8 @@ impl Definition {
             _ => return 0..self.len_kv,
         };
         let clamp = |key: i64| key.clamp(0, self.len_kv as i64) as usize;
-        let start = clamp(p.saturating_sub(before as i64));
-        start..clamp(p.saturating_add(after as i64).saturating_add(1)).max(start)
+        let start = clamp(p - distance(before));
+        start..clamp(p + distance(after) + 1).max(start)
     }
 
     /// An upper bound of the keys that a query sees, without looking at each.
@@ -108,4 +108,9 @@ impl Definition {
     pub(super) fn pairs_bound(&self) -> u64 {
         (0..self.len_q).map(|query| self.keys_bound(query) as u64).sum()
     }
+}
+
+/// A distance as a signed number that can be added to a position; `usize::MAX` is as far as any sequence goes.
+fn distance(tokens: usize) -> i64 {
+    tokens.min(1 << 60) as i64
 }

@@ -1,0 +1,261 @@
+// Every instruction that C++ has no word for, each in a function: memory accesses, asynchronous copies, warp shuffles,
+// matrix loads and products, barriers, fast exponentials.
+//
+// Under NVRTC these are PTX (PTX ISA 8.0, section 9.7). Under a host compiler, `shim/shim.h` defines the same functions
+// with the hardware's semantics, so a kernel that touches memory and other threads only through this header runs and is
+// checked on a CPU. A kernel therefore dereferences no pointer and knows no `__shared__` variable: global memory is a
+// `Global<T>`, shared memory a 32-bit address from `shared_memory()`.
+#pragma once
+
+#ifdef ATTN_HOST_SHIM
+#include "shim/shim.h"
+#else
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef int i32;
+typedef long long i64;
+typedef float f32;
+
+#define DEVICE __device__ __forceinline__
+// A kernel of a block of at most `threads`, of which `blocks` should fit a multiprocessor.
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+// Names a kernel to the host shim.
+#define ENTRY(name)
+
+// A pointer to global memory.
+template <class T> struct Global {
+    T *pointer;
+    DEVICE bool exists() const { return pointer != nullptr; }
+    DEVICE Global operator+(i64 elements) const { return Global{pointer + elements}; }
+};
+
+struct alignas(16) Vec4 {
+    u32 word[4];
+};
+
+// The thread's number in its block, and the block's in the grid. Read again at each call, which takes an instruction where
+// keeping them takes a register.
+DEVICE u32 thread_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+DEVICE u32 block_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
+}
+DEVICE u32 block_index_y() { return blockIdx.y; }
+DEVICE u32 block_index_z() { return blockIdx.z; }
+DEVICE u32 grid_size() { return gridDim.x; }
+
+// The same value, of which the compiler knows nothing: what is computed from it inside a loop is computed there, where it
+// would else be kept in registers that the loop has better use for.
+DEVICE u32 opaque(u32 value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
+// ---- Global memory --------------------------------------------------------------------------------------------------
+
+DEVICE u8 load(Global<const u8> p, i64 index) { return __ldg(p.pointer + index); }
+DEVICE u16 load(Global<const u16> p, i64 index) { return __ldg(p.pointer + index); }
+DEVICE u32 load(Global<const u32> p, i64 index) { return __ldg(p.pointer + index); }
+DEVICE i32 load(Global<const i32> p, i64 index) { return __ldg(p.pointer + index); }
+DEVICE f32 load(Global<const f32> p, i64 index) { return __ldg(p.pointer + index); }
+// What this kernel may itself have written.
+DEVICE f32 load(Global<f32> p, i64 index) { return p.pointer[index]; }
+// A structure of whole words.
+template <class T> DEVICE T load_struct(Global<const T> p, i64 index) { return p.pointer[index]; }
+// 16 bytes from element `index`, which is aligned to 16 bytes.
+template <class T> DEVICE Vec4 load_vec4(Global<const T> p, i64 index) {
+    uint4 v = __ldg(reinterpret_cast<const uint4 *>(p.pointer + index));
+    return Vec4{{v.x, v.y, v.z, v.w}};
+}
+template <class T> DEVICE void store(Global<T> p, i64 index, T value) { p.pointer[index] = value; }
+// Stores 16 bytes at element `index`, which is aligned to 16 bytes.
+template <class T> DEVICE void store_vec4(Global<T> p, i64 index, Vec4 v) {
+    *reinterpret_cast<uint4 *>(p.pointer + index) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+// ---- Shared memory --------------------------------------------------------------------------------------------------
+
+// The address of the launch's dynamic shared memory, aligned to 1024 bytes.
+DEVICE u32 shared_memory() {
+    extern __shared__ __align__(1024) u8 dynamic_shared_memory[];
+    return static_cast<u32>(__cvta_generic_to_shared(dynamic_shared_memory));
+}
+DEVICE f32 load_shared_f32(u32 address) {
+    f32 value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+DEVICE u32 load_shared_u32(u32 address) {
+    u32 value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+DEVICE Vec4 load_shared_vec4(u32 address) {
+    Vec4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+DEVICE void store_shared(u32 address, f32 value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+DEVICE void store_shared(u32 address, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+DEVICE void store_shared_vec4(u32 address, Vec4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.word[0]), "r"(v.word[1]),
+                 "r"(v.word[2]), "r"(v.word[3])
+                 : "memory");
+}
+
+// ---- Asynchronous copies --------------------------------------------------------------------------------------------
+
+// Copies 16 bytes from element `index` (aligned to 16 bytes) to shared memory; zeros where not `is_valid`, and then
+// nothing is read. Part of the thread's next `copy_async_commit`.
+template <class T> DEVICE void copy_async_16(u32 address, Global<const T> p, i64 index, bool is_valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(p.pointer + (is_valid ? index : 0)),
+                 "r"(is_valid ? 16 : 0)
+                 : "memory");
+}
+// Closes a group of this thread's copies.
+DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most the `in_flight` youngest of this thread's groups are not complete. Other threads see the copies
+// after a barrier.
+template <int in_flight> DEVICE void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(in_flight) : "memory");
+}
+
+// ---- Barriers -------------------------------------------------------------------------------------------------------
+
+DEVICE void sync_threads() { __syncthreads(); }
+DEVICE void sync_warp() { __syncwarp(); }
+// A barrier of `threads` (whole warps) of a block; 0 is `sync_threads`'s.
+DEVICE void sync_named(u32 barrier, u32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// An mbarrier is 8 bytes of shared memory: a phase completes when `arrivals` threads have arrived and no bytes that they
+// announced are missing.
+DEVICE void mbarrier_init(u32 address, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+}
+DEVICE void mbarrier_arrive(u32 address) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(address) : "memory");
+}
+// Waits for the end of the phase of this parity (0, 1, 0, ...).
+DEVICE void mbarrier_wait(u32 address, u32 parity) {
+    asm volatile("{ .reg .pred done;\n"
+                 "WAIT: mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra WAIT; }" ::"r"(address), "r"(parity) : "memory");
+}
+
+// ---- Warps ----------------------------------------------------------------------------------------------------------
+
+// All 32 lanes take part in each of these.
+DEVICE f32 shuffle_xor(f32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE f32 shuffle(f32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE i32 shuffle(i32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE i64 shuffle(i64 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
+// i (16 bytes each, aligned). Lane l gets elements 2 (l mod 4) and the next of row l / 4 of matrix i in register i.
+DEVICE void load_matrices(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+// The same of the transposed matrices.
+DEVICE void load_matrices_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// The element types of a matrix product: two of them in a register, and the product.
+//
+// d += A B with A of 16 x 16 and B of 16 x 8. With g = lane / 4 and t = lane mod 4, a lane holds
+//   a[0] (g, 2t) (g, 2t+1)   a[1] (g+8, 2t) (g+8, 2t+1)   a[2] (g, 2t+8) (g, 2t+9)   a[3] (g+8, 2t+8) (g+8, 2t+9)
+//   b0 (2t, g) (2t+1, g)     b1 (2t+8, g) (2t+9, g)       d (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1)
+// (PTX ISA, matrix fragments for mma.m16n8k16 with floating-point types).
+struct Bf16 {
+    using Storage = u16;
+    static DEVICE f32 widen(u16 x) { return __uint_as_float(static_cast<u32>(x) << 16); }
+    // Rounds to nearest even; `low` is the element with the lower index.
+    static DEVICE u32 pack(f32 low, f32 high) {
+        u32 pair;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+        return pair;
+    }
+    static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+};
+struct F16 {
+    using Storage = u16;
+    static DEVICE f32 widen(u16 x) {
+        f32 value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x));
+        return value;
+    }
+    static DEVICE u32 pack(f32 low, f32 high) {
+        u32 pair;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+        return pair;
+    }
+    static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
+};
+
+// Elements that no tensor core multiplies at full precision.
+struct F32 {
+    using Storage = f32;
+    static DEVICE f32 widen(f32 x) { return x; }
+};
+template <class Element> DEVICE typename Element::Storage narrow(f32 x) { return static_cast<u16>(Element::pack(x, 0.0f)); }
+template <> DEVICE f32 narrow<F32>(f32 x) { return x; }
+
+// ---- Arithmetic -----------------------------------------------------------------------------------------------------
+
+// 2^x; relative error 2^-22, results below 2^-126 are 0.
+DEVICE f32 exp2_fast(f32 x) {
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// log2 x; absolute error 2^-22 near 1, relative 2^-22 elsewhere.
+DEVICE f32 log2_fast(f32 x) {
+    f32 y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 1 / x; relative error 2^-23.
+DEVICE f32 reciprocal_fast(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE f32 fused_multiply_add(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
+DEVICE f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
+DEVICE f32 bits_to_f32(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 f32_to_bits(f32 x) { return __float_as_uint(x); }
+
+#endif

@@ -1,0 +1,160 @@
+//! FlashAttention-2, forward (Dao 2023): `kernels/cuda/flash.cu`.
+
+use super::geometry::Geometry;
+use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
+use super::source::source;
+use super::tensor_core::{self, DIMS, DTYPES, compiled_dims, element};
+use super::{CudaKernel, Source};
+use crate::kernel::KernelError;
+use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
+use crate::tensor::TensorName;
+
+const SOURCE: Source = source!("flash.cu");
+
+/// The kernel.
+pub struct Flash;
+
+/// How a block is cut for some head dimensions: see the table in `flash.cu`.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    dims: (usize, usize),
+    rows: usize,
+    keys: usize,
+    warps: usize,
+}
+
+impl Shape {
+    fn of(dims: (usize, usize), has_softcap: bool) -> Shape {
+        let (keys, warps) = match (dims.0, has_softcap) {
+            (64, _) | (96, false) => (64, 4),
+            (96, true) | (128, false) => (32, 4),
+            _ => (64, 8),
+        };
+        Shape { dims, rows: 128, keys, warps }
+    }
+
+    fn shared_bytes(&self) -> u32 {
+        let (dim_qk, dim_v) = self.dims;
+        (2 * (self.rows * dim_qk.max(dim_v) + self.keys * (dim_qk + dim_v))) as u32
+    }
+
+    fn module(&self, dtype: Dtype, has_softcap: bool) -> Module {
+        Module {
+            source: SOURCE,
+            defines: vec![
+                ("ELEMENT", element(dtype).to_string()),
+                ("DIM_QK", self.dims.0.to_string()),
+                ("DIM_V", self.dims.1.to_string()),
+                ("ROWS", self.rows.to_string()),
+                ("KEYS", self.keys.to_string()),
+                ("WARPS", self.warps.to_string()),
+                ("SOFTCAP", u32::from(has_softcap).to_string()),
+            ],
+        }
+    }
+}
+
+/// A plan of any softmax over a band of contiguous keys; `kernel` names who asks.
+pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+    let geometry = Geometry::new(problem);
+    let mut plan = CudaPlan::default();
+    let tensors = [Argument::Tensor(TensorName::K), Argument::Tensor(TensorName::V)];
+    push(&mut plan, kernel, &geometry, problem.dtype, problem.softcap.is_some(), tensors, device)?;
+    Ok(plan)
+}
+
+/// Adds the launch of `flash` over these keys and values.
+pub(super) fn push(
+    plan: &mut CudaPlan,
+    kernel: &str,
+    geometry: &Geometry,
+    dtype: Dtype,
+    has_softcap: bool,
+    [k, v]: [Argument; 2],
+    device: &DeviceFacts,
+) -> Result<(), KernelError> {
+    device.require_capability(kernel, 80)?;
+    let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide(kernel, geometry))?;
+    let shape = Shape::of(dims, has_softcap);
+    device.require_shared(kernel, shape.shared_bytes())?;
+    let module = plan.module(shape.module(dtype, has_softcap));
+    let sequences = geometry.sequences(plan);
+    let tiles = geometry.longest_q().div_ceil(shape.rows);
+    plan.launches.push(Launch {
+        module,
+        entry: "flash",
+        grid: grid_of(kernel, &[tiles, geometry.heads_q, geometry.batch()])?,
+        block: [32 * shape.warps as u32, 1, 1],
+        shared_bytes: shape.shared_bytes(),
+        arguments: vec![
+            Argument::Tensor(TensorName::Q),
+            k,
+            v,
+            Argument::Tensor(TensorName::O),
+            Argument::OptionalTensor(TensorName::Lse),
+            sequences,
+            geometry.argument(),
+        ],
+    });
+    Ok(())
+}
+
+fn too_wide(kernel: &str, geometry: &Geometry) -> KernelError {
+    let (dim_qk, dim_v) = (geometry.dim_qk, geometry.dim_v);
+    KernelError::Unsupported(format!("head dimensions {dim_qk}:{dim_v}: {kernel} has up to 256:256"))
+}
+
+impl CudaKernel for Flash {
+    fn name(&self) -> &'static str {
+        "flash"
+    }
+
+    fn summary(&self) -> &'static str {
+        "online softmax over key tiles on tensor cores, parallel over queries (FlashAttention-2, Dao 2023)"
+    }
+
+    fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
+        let unsupported = |text: String| Err(KernelError::Unsupported(text));
+        if problem.mechanism != Mechanism::Softmax {
+            return unsupported(format!("mechanism {}: flash computes softmax only", problem.mechanism.name()));
+        }
+        if problem.phase == Phase::Backward {
+            return unsupported("phase backward: flash computes forward phases only".into());
+        }
+        if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
+            return unsupported(format!(
+                "pattern {}: flash has full and window, causal or not (block_sparse has all)",
+                problem.pattern.name()
+            ));
+        }
+        if problem.kv_layout != KvLayout::Contiguous {
+            return unsupported("a paged KV layout: flash reads contiguous keys and values (paged does not)".into());
+        }
+        tensor_core::supports("flash", problem)?;
+        compiled_dims(problem.head_dim_qk, problem.head_dim_v)
+            .map(|_| ())
+            .ok_or_else(|| too_wide("flash", &Geometry::new(problem)))
+    }
+
+    fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+        self.supports(problem)?;
+        plan("flash", problem, device)
+    }
+
+    fn modules(&self) -> Vec<Module> {
+        modules()
+    }
+}
+
+/// Every variant.
+pub(super) fn modules() -> Vec<Module> {
+    let mut modules = Vec::new();
+    for dims in DIMS {
+        for dtype in DTYPES {
+            for has_softcap in [false, true] {
+                modules.push(Shape::of(dims, has_softcap).module(dtype, has_softcap));
+            }
+        }
+    }
+    modules
+}

@@ -1,0 +1,126 @@
+//! Linear attention, chunked prefill and recurrent decode: `kernels/cuda/linear.cu`.
+
+use super::geometry::{Bytes, Geometry};
+use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
+use super::source::source;
+use super::tensor_core::element;
+use super::{CudaKernel, Source};
+use crate::kernel::KernelError;
+use crate::problem::{AttentionProblem, Bias, Dtype, FeatureMap, KvLayout, Mechanism, Pattern, Phase};
+use crate::tensor::TensorName;
+
+const SOURCE: Source = source!("linear.cu");
+
+/// Positions a chunk.
+const CHUNK: usize = 32;
+/// Columns of V and of the state that a block has.
+const COLUMNS: usize = 32;
+/// Threads a block.
+const THREADS: usize = 128;
+
+/// The kernel.
+pub struct Linear;
+
+fn module(dtype: Dtype) -> Module {
+    Module { source: SOURCE, defines: vec![("ELEMENT", element(dtype).to_string())] }
+}
+
+/// `Mechanism` of `linear.cu`.
+fn mechanism(feature_map: FeatureMap, normalised: bool) -> Argument {
+    let number = FeatureMap::ALL.iter().position(|&map| map == feature_map).expect("every map is listed");
+    let mut bytes = Bytes::default();
+    bytes.i32(number as i32).i32(i32::from(normalised));
+    Argument::Bytes(bytes.take())
+}
+
+impl CudaKernel for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn summary(&self) -> &'static str {
+        "linear attention: chunked prefill, recurrent decode with a constant state (Katharopoulos et al. 2020)"
+    }
+
+    fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
+        let unsupported = |text: String| Err(KernelError::Unsupported(text));
+        if !matches!(problem.mechanism, Mechanism::Linear { .. }) {
+            return unsupported(format!(
+                "mechanism {}: linear computes linear attention only",
+                problem.mechanism.name()
+            ));
+        }
+        if !matches!(problem.phase, Phase::Prefill | Phase::Decode) {
+            return unsupported(format!("phase {}: linear has prefill and decode", problem.phase.name()));
+        }
+        if problem.pattern != Pattern::Full {
+            return unsupported(format!("pattern {}: linear has full, causal or not", problem.pattern.name()));
+        }
+        if problem.kv_layout != KvLayout::Contiguous || problem.dtype_kv != problem.dtype {
+            return unsupported(
+                "paged keys, or keys in another dtype than queries: linear reads contiguous, equal ones".into(),
+            );
+        }
+        if problem.bias != Bias::None || problem.softcap.is_some() || problem.sinks {
+            return unsupported(
+                "a bias, softcap or sinks: linear attention has no scores that they could change".into(),
+            );
+        }
+        Ok(())
+    }
+
+    fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+        self.supports(problem)?;
+        device.require_capability("linear", 80)?;
+        let Mechanism::Linear { feature_map, normalised } = problem.mechanism else {
+            unreachable!("supports() refuses other mechanisms")
+        };
+        let geometry = Geometry::new(problem);
+        let dim = geometry.dim_qk;
+        let is_recurrent = problem.is_recurrent();
+        let shared_bytes = if is_recurrent {
+            // The state, the normaliser, a key, a sum a thread, a denominator a warp.
+            4 * (dim * COLUMNS + 2 * dim + THREADS + THREADS / 32)
+        } else {
+            // Keys, queries, values, the state, the normaliser.
+            4 * (2 * CHUNK * (dim + 1) + CHUNK * COLUMNS + dim * COLUMNS + dim)
+        } as u32;
+        device.require_shared("linear", shared_bytes)?;
+        let mut plan = CudaPlan::default();
+        let module = plan.module(module(problem.dtype));
+        let sequences = geometry.sequences(&mut plan);
+        let mut arguments = vec![
+            Argument::Tensor(TensorName::Q),
+            Argument::Tensor(TensorName::K),
+            Argument::Tensor(TensorName::V),
+            Argument::Tensor(TensorName::O),
+            sequences,
+            geometry.argument(),
+            mechanism(feature_map, normalised),
+        ];
+        if is_recurrent {
+            let normaliser = |name| if normalised { Argument::Tensor(name) } else { Argument::Null };
+            arguments.extend([
+                Argument::Tensor(TensorName::StateIn),
+                normaliser(TensorName::NormaliserIn),
+                Argument::Tensor(TensorName::StateOut),
+                normaliser(TensorName::NormaliserOut),
+            ]);
+        } else {
+            arguments.push(Argument::I32(i32::from(problem.causal)));
+        }
+        plan.launches.push(Launch {
+            module,
+            entry: if is_recurrent { "linear_decode" } else { "linear_prefill" },
+            grid: grid_of("linear", &[geometry.dim_v.div_ceil(COLUMNS), geometry.heads_kv, geometry.batch()])?,
+            block: [THREADS as u32, 1, 1],
+            shared_bytes,
+            arguments,
+        });
+        Ok(plan)
+    }
+
+    fn modules(&self) -> Vec<Module> {
+        Dtype::ALL.into_iter().map(module).collect()
+    }
+}

@@ -1,0 +1,63 @@
+//! Kernels on NVIDIA GPUs, as data.
+//!
+//! The kernels themselves are CUDA C++ in `kernels/cuda/*.cu`. A file here, of the same stem, says what its kernel
+//! computes and turns a problem into a [`CudaPlan`]: what to compile, what memory to take, what to launch with which
+//! arguments. No plan calls CUDA, so that one plan is executed by a GPU back end and by the host shim alike, and can
+//! be tested on a machine without a GPU.
+
+pub mod block_sparse;
+mod decode;
+pub mod flash;
+pub mod flash1;
+mod geometry;
+pub mod linear;
+pub mod linformer;
+pub mod mla;
+pub mod naive;
+pub mod nvrtc;
+pub mod paged;
+mod plan;
+pub mod resources;
+mod source;
+pub mod split_kv;
+mod tensor_core;
+
+use crate::kernel::KernelError;
+use crate::problem::AttentionProblem;
+
+pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module};
+pub use source::{HEADERS, Header, Source};
+
+/// One implementation of attention on NVIDIA GPUs.
+pub trait CudaKernel: Sync {
+    /// Its name in case ids.
+    fn name(&self) -> &'static str;
+    /// One line: the algorithm and where it comes from.
+    fn summary(&self) -> &'static str;
+    /// Whether it computes this valid problem; the error says which property it does not support.
+    fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError>;
+    /// What to do to compute it on such a device. Errors where [`CudaKernel::supports`] does, and where the device lacks
+    /// something that the plan needs.
+    fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError>;
+    /// Every module that a plan may hold: what is compiled ahead to know registers, spills and shared memory.
+    fn modules(&self) -> Vec<Module>;
+}
+
+/// Every CUDA kernel, from the plainest on. A new kernel is one `.cu`, one file and one line here.
+#[rustfmt::skip]
+pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
+    &naive::Naive,
+    &flash1::Flash1,
+    &flash::Flash,
+    &split_kv::SplitKv,
+    &paged::Paged,
+    &block_sparse::BlockSparse,
+    &linear::Linear,
+    &linformer::Linformer,
+    &mla::Mla,
+];
+
+/// The kernel of that name.
+pub fn find(name: &str) -> Option<&'static dyn CudaKernel> {
+    CUDA_KERNELS.iter().copied().find(|kernel| kernel.name() == name)
+}

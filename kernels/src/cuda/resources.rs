@@ -1,0 +1,113 @@
+//! What each compiled kernel takes of a multiprocessor, as the assembler says it: a measure of a kernel that needs no GPU.
+
+use super::nvrtc::{Nvrtc, NvrtcError};
+use super::{CUDA_KERNELS, Module};
+
+/// One kernel of a module on one architecture.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Resources {
+    /// [`Module::label`].
+    pub module: String,
+    /// The kernel's name.
+    pub entry: String,
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes a thread that did not fit the registers, written and read.
+    pub spill_bytes: u32,
+    /// Bytes of a thread's stack.
+    pub stack_bytes: u32,
+    /// Bytes of shared memory that are part of the kernel; what launches ask for comes on top.
+    pub static_shared_bytes: u32,
+}
+
+/// Every module of every kernel, once.
+pub fn all_modules() -> Vec<Module> {
+    let mut modules: Vec<Module> = Vec::new();
+    for module in CUDA_KERNELS.iter().flat_map(|kernel| kernel.modules()) {
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    modules
+}
+
+/// Compiles a module and reads what its kernels take, in the order of the log.
+pub fn of_module(nvrtc: &Nvrtc, module: &Module, architecture: &str) -> Result<Vec<Resources>, NvrtcError> {
+    let cubin = nvrtc.compile(module, architecture)?;
+    let kernels = parse(&module.label(), &cubin.log);
+    if kernels.is_empty() {
+        return Err(NvrtcError::Compile {
+            module: module.label(),
+            architecture: architecture.into(),
+            reason: "the log names no kernel".into(),
+            log: cubin.log,
+        });
+    }
+    Ok(kernels)
+}
+
+/// Reads the log of `ptxas -v`.
+fn parse(module: &str, log: &str) -> Vec<Resources> {
+    let mut kernels: Vec<Resources> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            kernels.push(Resources {
+                module: module.into(),
+                entry: rest.split('\'').next().unwrap_or_default().into(),
+                registers: 0,
+                spill_bytes: 0,
+                stack_bytes: 0,
+                static_shared_bytes: 0,
+            });
+        }
+        let Some(kernel) = kernels.last_mut() else { continue };
+        // "0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads" and "Used 72 registers, 16 bytes smem, ...".
+        for part in line.split([',', ':']) {
+            let mut words =
+                part.trim().trim_start_matches("ptxas").trim_start_matches([' ', '.']).split(' ').peekable();
+            words.next_if_eq(&"Used");
+            let Some(number) = words.next().and_then(|word| word.parse::<u32>().ok()) else { continue };
+            match words.collect::<Vec<_>>().as_slice() {
+                ["registers"] => kernel.registers = number,
+                ["bytes", "stack", "frame"] => kernel.stack_bytes = number,
+                ["bytes", "spill", "stores" | "loads"] => kernel.spill_bytes += number,
+                ["bytes", "smem"] => kernel.static_shared_bytes = number,
+                _ => {}
+            }
+        }
+    }
+    kernels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_the_assembler_are_read() {
+        let log = "ptxas info    : 0 bytes gmem\n\
+            ptxas info    : Compiling entry function 'combine' for 'sm_80'\n\
+            ptxas         .     16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
+            ptxas info    : Used 72 registers, used 0 barriers, 16 bytes cumulative stack size, 548 bytes cmem[0]\n\
+            ptxas info    : Compile time = 12.3 ms\n\
+            ptxas info    : Compiling entry function 'paged' for 'sm_80'\n\
+            ptxas info    : Function properties for paged\n    \
+            0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+            ptxas info    : Used 255 registers, used 1 barriers, 1024 bytes smem, 584 bytes cmem[0]\n";
+        let [combine, paged] = parse("paged", log).try_into().expect("two kernels");
+        assert_eq!(combine.entry, "combine");
+        assert_eq!((combine.registers, combine.spill_bytes, combine.stack_bytes), (72, 12, 16));
+        assert_eq!((paged.registers, paged.spill_bytes, paged.static_shared_bytes), (255, 0, 1024));
+        assert!(parse("paged", "nothing of the kind").is_empty());
+    }
+
+    #[test]
+    fn modules_are_listed_once() {
+        let modules = all_modules();
+        let mut labels: Vec<String> = modules.iter().map(Module::label).collect();
+        labels.sort();
+        labels.dedup();
+        assert_eq!(labels.len(), modules.len(), "a label names one module");
+        assert!(modules.len() > 50);
+    }
+}

@@ -1,0 +1,51 @@
+//! What the kernels on tensor cores have in common: which problems, which head dimensions, which element.
+
+use crate::kernel::KernelError;
+use crate::problem::{AttentionProblem, Bias, Dtype};
+
+/// The head dimensions (d_qk, d_v) that tensor-core kernels are compiled for. Others are computed in the smallest one that
+/// holds them, with columns of zeros.
+pub(super) const DIMS: [(usize, usize); 6] = [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)];
+
+/// The dtypes that tensor-core kernels are compiled for.
+pub(super) const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
+
+/// The smallest compiled dimensions that hold these.
+pub(super) fn compiled_dims(dim_qk: usize, dim_v: usize) -> Option<(usize, usize)> {
+    DIMS.into_iter().find(|&(qk, v)| dim_qk <= qk && dim_v <= v)
+}
+
+/// The name of an element type in `ptx.cuh`.
+pub(super) fn element(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::Bf16 => "Bf16",
+        Dtype::F16 => "F16",
+        Dtype::F32 => "F32",
+    }
+}
+
+/// Refuses what no kernel on tensor cores does: f32, mixed dtypes, rows that are not whole 16-byte chunks, biases and
+/// sinks, scales that turn the order of scores around.
+pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
+    if problem.dtype == Dtype::F32 {
+        return unsupported(format!("dtype f32: {kernel} computes in bf16 and f16 (naive has f32)"));
+    }
+    if problem.dtype_kv != problem.dtype {
+        return unsupported(format!("keys in another dtype than queries: {kernel} multiplies equal ones"));
+    }
+    for (what, dim) in [("d_qk", problem.head_dim_qk), ("d_v", problem.head_dim_v)] {
+        if dim % 8 != 0 {
+            return unsupported(format!(
+                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive has any)"
+            ));
+        }
+    }
+    if problem.bias != Bias::None || problem.sinks {
+        return unsupported(format!("a bias or sinks: {kernel} has masks by pattern and softcap only"));
+    }
+    if problem.effective_scale() <= 0.0 {
+        return unsupported(format!("a scale that is not positive: {kernel} finds the largest score before it scales"));
+    }
+    Ok(())
+}

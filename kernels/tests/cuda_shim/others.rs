@@ -1,0 +1,167 @@
+//! `block_sparse`, `linear`, `linformer` and `mla`.
+
+use attn_kernels::cuda::block_sparse::BlockSparse;
+use attn_kernels::cuda::linear::Linear;
+use attn_kernels::cuda::linformer::Linformer;
+use attn_kernels::cuda::mla::Mla;
+use attn_kernels::problem::{
+    AttentionProblem, CausalAlignment, Dtype, FeatureMap, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
+};
+
+use super::check;
+
+fn softmax(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
+    AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
+}
+
+#[test]
+fn every_pattern_by_lists() {
+    let patterns = [
+        Pattern::Full,
+        Pattern::Window { left: 70, right: 20 },
+        Pattern::Dilated { window: 9, step: 11 },
+        Pattern::Longformer { window: 20, global: 5, dilation: 1 },
+        Pattern::Longformer { window: 6, global: 3, dilation: 8 },
+        Pattern::Bigbird { block: 16, window: 3, global: 2, random: 2, seed: 5 },
+        Pattern::Bigbird { block: 64, window: 1, global: 2, random: 1, seed: 6 },
+        Pattern::Strided { stride: 24 },
+        Pattern::Fixed { block: 50, summary: 3 },
+    ];
+    for (index, pattern) in patterns.into_iter().enumerate() {
+        for lengths in [(200, 200), (100, 230), (230, 100)] {
+            for causal in [false, true] {
+                let mut problem = softmax([Dtype::Bf16, Dtype::F16][index % 2], (2, 1), lengths, 64);
+                problem.pattern = pattern;
+                problem.causal = causal;
+                problem = problem.normalise();
+                if problem.causal == causal {
+                    check(&BlockSparse, &problem);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_of_ragged_batches_and_wide_heads() {
+    let mut problem = softmax(Dtype::Bf16, (4, 2), (0, 0), 128);
+    problem.batch = 3;
+    problem.causal = true;
+    problem.softcap = Some(6.0);
+    problem.pattern = Pattern::Bigbird { block: 16, window: 3, global: 2, random: 1, seed: 2 };
+    problem.seqlen_q = Lengths::List(vec![130, 1, 70]);
+    problem.seqlen_kv = Lengths::List(vec![130, 90, 0]);
+    for layout in [Layout::Bshd, Layout::Thd] {
+        check(&BlockSparse, &AttentionProblem { layout, ..problem.clone() });
+    }
+    (problem.head_dim_qk, problem.head_dim_v) = (192, 128);
+    check(&BlockSparse, &problem);
+}
+
+fn linear(
+    dtype: Dtype,
+    phase: Phase,
+    heads: (usize, usize),
+    lengths: (usize, usize),
+    dims: (usize, usize),
+) -> AttentionProblem {
+    AttentionProblem {
+        mechanism: Mechanism::LINEAR,
+        head_dim_v: dims.1,
+        ..AttentionProblem::softmax(phase, dtype, 1, heads, lengths, dims.0)
+    }
+}
+
+#[test]
+fn linear_prefill() {
+    for (index, lengths) in [(1, 1), (33, 33), (70, 70), (40, 100), (100, 40), (5, 0)].into_iter().enumerate() {
+        for causal in [false, true] {
+            for dtype in Dtype::ALL {
+                let mut problem = linear(
+                    dtype,
+                    Phase::Prefill,
+                    [(2, 1), (1, 1)][index % 2],
+                    lengths,
+                    [(24, 17), (64, 33)][index % 2],
+                );
+                if lengths.1 == 0 {
+                    problem.batch = 2;
+                    problem.seqlen_q = Lengths::List(vec![lengths.0, 3]);
+                    problem.seqlen_kv = Lengths::List(vec![0, 40]);
+                }
+                problem.causal = causal;
+                problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 2 % 2];
+                problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+                check(&Linear, &problem);
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_decode_and_feature_maps() {
+    for feature_map in FeatureMap::ALL {
+        for normalised in [true, false] {
+            if normalised && feature_map == FeatureMap::Identity {
+                continue;
+            }
+            for phase in [Phase::Prefill, Phase::Decode] {
+                let mut problem = linear(Dtype::Bf16, phase, (4, 2), (3, 50), (33, 40));
+                problem.mechanism = Mechanism::Linear { feature_map, normalised };
+                problem.batch = 2;
+                problem.causal = true;
+                check(&Linear, &problem);
+            }
+        }
+    }
+}
+
+#[test]
+fn linformer_projects_and_attends() {
+    for (index, (length, rank)) in [(1, 1), (100, 40), (130, 65), (300, 128)].into_iter().enumerate() {
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let mut problem = softmax(dtype, (2, 1), (length, length), 64);
+            problem.mechanism = Mechanism::Linformer { rank };
+            problem.batch = 1 + index % 2;
+            problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
+            check(&Linformer, &problem);
+        }
+    }
+}
+
+fn mla(dtype: Dtype, heads: usize, lengths: (usize, usize)) -> AttentionProblem {
+    let mut problem = AttentionProblem::softmax(Phase::Decode, dtype, 1, (heads, 1), lengths, 48);
+    problem.mechanism = Mechanism::Mla { latent: 32, rope: 16, nope: 24 };
+    problem.head_dim_v = 32;
+    problem.causal = true;
+    problem
+}
+
+#[test]
+fn mla_decode() {
+    for (index, length) in [1, 65, 200, 700].into_iter().enumerate() {
+        for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 24 }] {
+            let mut problem =
+                mla([Dtype::Bf16, Dtype::F16][index % 2], [16, 3, 40][index % 3], (1 + index % 3, length));
+            problem.kv_layout = kv_layout;
+            problem.batch = 1 + index % 2;
+            check(&Mla, &problem);
+        }
+    }
+    let mut real = mla(Dtype::Bf16, 16, (1, 70));
+    (real.mechanism, real.head_dim_qk, real.head_dim_v) = (Mechanism::MLA, 576, 512);
+    check(&Mla, &real);
+    let mut ragged = mla(Dtype::F16, 4, (1, 0));
+    ragged.batch = 3;
+    ragged.seqlen_kv = Lengths::List(vec![300, 0, 7]);
+    check(&Mla, &ragged);
+}
+
+#[test]
+fn mla_prefill() {
+    let mut problem = softmax(Dtype::Bf16, (2, 2), (70, 100), 192);
+    problem.mechanism = Mechanism::MLA;
+    problem.head_dim_v = 128;
+    problem.causal = true;
+    check(&Mla, &problem);
+}

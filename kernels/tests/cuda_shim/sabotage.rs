@@ -1,0 +1,136 @@
+//! Kernels that are broken on purpose: the shim or the oracle has to notice each of them.
+
+use std::path::{Path, PathBuf};
+
+use attn_kernels::cuda::block_sparse::BlockSparse;
+use attn_kernels::cuda::flash::Flash;
+use attn_kernels::cuda::flash1::Flash1;
+use attn_kernels::cuda::linear::Linear;
+use attn_kernels::cuda::mla::Mla;
+use attn_kernels::cuda::naive::Naive;
+use attn_kernels::cuda::split_kv::SplitKv;
+use attn_kernels::cuda::{CudaKernel, HEADERS};
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Mechanism, Phase};
+
+use super::judge;
+use super::shim::cuda_folder;
+
+/// A copy of the sources in which one file has another text.
+fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sabotage").join(label);
+    std::fs::create_dir_all(&folder).expect("a folder for copies");
+    let sources = std::fs::read_dir(cuda_folder())
+        .expect("the sources")
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    for name in sources.filter(|name| name.ends_with(".cu") || HEADERS.iter().any(|header| header.name == name)) {
+        let text = if name == file {
+            text.to_string()
+        } else {
+            std::fs::read_to_string(cuda_folder().join(&name)).expect("the source exists")
+        };
+        std::fs::write(folder.join(&name), text).expect("a copy is written");
+    }
+    folder
+}
+
+fn text_of(file: &str) -> String {
+    std::fs::read_to_string(cuda_folder().join(file)).expect("the source exists")
+}
+
+/// Several tiles of keys, causal, rows that are no whole tile.
+fn prefill(lengths: (usize, usize)) -> AttentionProblem {
+    let mut problem = AttentionProblem::softmax(Phase::Prefill, Dtype::Bf16, 1, (2, 1), lengths, 64);
+    problem.causal = true;
+    problem
+}
+
+fn decode() -> AttentionProblem {
+    let mut problem = AttentionProblem::softmax(Phase::Decode, Dtype::Bf16, 1, (8, 1), (2, 900), 64);
+    problem.causal = true;
+    problem
+}
+
+/// Without any one of its barriers and waits, a kernel fails in at least one of these problems.
+fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem], files: &[&str]) {
+    let mut removed = 0;
+    for file in files {
+        let text = text_of(file);
+        for (number, line) in text.lines().enumerate() {
+            let code = line.trim();
+            let is_barrier = ["sync_threads();", "sync_warp();"].contains(&code)
+                || (code.starts_with("copy_async_wait<") && code.ends_with(">();"));
+            if !is_barrier {
+                continue;
+            }
+            let broken: Vec<&str> =
+                text.lines().enumerate().map(|(other, line)| if other == number { "" } else { line }).collect();
+            let label = format!("{}-{}", file.replace('.', "_"), number + 1);
+            let folder = with_file(&label, file, &broken.join("\n"));
+            removed += 1;
+            let is_missed = problems.iter().any(|problem| judge(kernel, problem, &folder).is_err());
+            assert!(is_missed, "{file}:{}: `{code}` is not missed", number + 1);
+        }
+    }
+    assert!(removed >= 3, "{} has barriers", kernel.name());
+}
+
+#[test]
+fn no_barrier_of_flash_can_go() {
+    every_barrier_is_needed(&Flash, &[prefill((200, 300))], &["flash.cu"]);
+}
+
+#[test]
+fn no_barrier_of_split_kv_can_go() {
+    every_barrier_is_needed(&SplitKv, &[decode()], &["decode.cuh"]);
+}
+
+/// The other kernels: a minute, mostly of the compiler's.
+#[test]
+#[ignore = "takes a minute; run it after changing barriers of these kernels"]
+fn no_barrier_of_the_others_can_go() {
+    // No query sees the last tiles of keys.
+    let mut unseen = prefill((100, 300));
+    unseen.causal_alignment = CausalAlignment::TopLeft;
+    every_barrier_is_needed(&Flash1, &[unseen], &["flash1.cu"]);
+    every_barrier_is_needed(&BlockSparse, &[prefill((200, 300))], &["block_sparse.cu"]);
+    every_barrier_is_needed(&Naive, &[prefill((70, 130))], &["naive.cu", "product.cuh"]);
+    let linear = |phase, causal| AttentionProblem {
+        mechanism: Mechanism::LINEAR,
+        phase,
+        causal,
+        ..prefill(if phase == Phase::Decode { (3, 50) } else { (100, 100) })
+    };
+    let problems = [linear(Phase::Prefill, true), linear(Phase::Prefill, false), linear(Phase::Decode, true)];
+    every_barrier_is_needed(&Linear, &problems, &["linear.cu"]);
+    let mut mla = decode();
+    mla.mechanism = Mechanism::Mla { latent: 32, rope: 16, nope: 24 };
+    (mla.head_dim_qk, mla.head_dim_v) = (48, 32);
+    every_barrier_is_needed(&Mla, &[mla], &["mla.cu"]);
+}
+
+/// Mistakes that are no fault of memory: only the oracle can see them.
+#[test]
+fn the_oracle_sees_wrong_mathematics() {
+    let mistakes = [
+        ("mask", "geometry.cuh", "min_i32(p + geometry.right + 1, ", "min_i32(p + geometry.right + 2, "),
+        ("rescale", "attend.cuh", "o[m][d][2 * half] *= rescale, o[m][d][2 * half + 1] *= rescale", "(void)o"),
+        ("tile", "flash.cu", "tile >= first_tile; tile--", "tile > first_tile; tile--"),
+        (
+            "column",
+            "attend.cuh",
+            "(lane % 4) * 2 + i;\n                    if (j < seen",
+            "(lane % 4) * 2;\n                    if (j < seen",
+        ),
+        ("lse", "attend.cuh", "log2_fast(sum[m][half])) * LN_2", "log2_fast(sum[m][half]))"),
+        ("heads", "flash.cu", "work.head / (geometry.heads_q / geometry.heads_kv)", "0 * work.head"),
+    ];
+    for (label, file, right, wrong) in mistakes {
+        let text = text_of(file);
+        assert_eq!(text.matches(right).count(), 1, "{label}: {file} has `{right}` once");
+        let folder = with_file(label, file, &text.replace(right, wrong));
+        let mut problem = prefill((200, 300));
+        (problem.heads_q, problem.heads_kv) = (4, 2);
+        let error = judge(&Flash, &problem, &folder).expect_err(label);
+        assert!(error.contains("ErrorReport"), "{label}: {error}");
+    }
+}
