@@ -31,18 +31,19 @@ fn clean_series_are_clean_in_every_noise() {
 
 #[test]
 fn steps_are_found_where_they_are() {
-    for (noise, size, least) in [
-        (Noise::White, 0.03, 198),
-        (Noise::White, -0.03, 198),
-        (Noise::Autoregressive, 0.03, 192),
-        (Noise::Spiky, 0.03, 198),
-        (Noise::HeavyTailed, 0.03, 198),
-        (Noise::White, 0.01, 136),
+    // A step that is missed is not covered either: the last is as large as the noise, and some are.
+    for (noise, size, least, least_covered) in [
+        (Noise::White, 0.03, 198, 170),
+        (Noise::White, -0.03, 198, 170),
+        (Noise::Autoregressive, 0.03, 192, 170),
+        (Noise::Spiky, 0.03, 198, 170),
+        (Noise::HeavyTailed, 0.03, 198, 170),
+        (Noise::White, 0.01, 136, 155),
     ] {
         let found = power(noise, size, 200);
         assert!(found.near.count >= least, "{size} in {}: {:?}", noise.name(), found.near);
         assert!(found.extra.count <= 8, "{size} in {}: {:?}", noise.name(), found.extra);
-        assert!(found.covered.count >= 170, "{size} in {}: {:?}", noise.name(), found.covered);
+        assert!(found.covered.count >= least_covered, "{size} in {}: {:?}", noise.name(), found.covered);
     }
 }
 
