@@ -70,12 +70,15 @@ fn calls_allocate_nothing() {
                     PlanContext { problem: &problem, static_tensors: &inputs, threads, available_bytes: 1 << 30 };
                 let mut plan = kernel.plan(&context).expect("a plan");
                 let mut outputs = input::outputs(&problem);
+                // The pool allocates now and then, when a thread first takes work of another: the fewest of some calls is
+                // what the kernel itself does.
                 let allocations = pool.install(|| {
-                    // The pool's own queues grow in the first calls.
-                    (0..3).for_each(|_| plan.run(&inputs, &mut outputs));
-                    let before = ALLOCATIONS.load(Ordering::Relaxed);
-                    plan.run(&inputs, &mut outputs);
-                    ALLOCATIONS.load(Ordering::Relaxed) - before
+                    let mut one_call = || {
+                        let before = ALLOCATIONS.load(Ordering::Relaxed);
+                        plan.run(&inputs, &mut outputs);
+                        ALLOCATIONS.load(Ordering::Relaxed) - before
+                    };
+                    (0..10).map(|_| one_call()).min().expect("there were calls")
                 });
                 assert_eq!(allocations, 0, "{} on {threads} threads: {id}", kernel.name());
             }
