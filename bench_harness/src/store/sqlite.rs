@@ -37,15 +37,15 @@ impl SqliteStore {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
         }
-        let prepared = |connection: &Connection| -> rusqlite::Result<i64> {
-            connection.busy_timeout(PATIENCE)?;
-            connection.query_row("PRAGMA application_id", [], |row| row.get(0))
-        };
         let mut connection = Connection::open(path).map_err(|error| failed(said(&error)))?;
-        let application = prepared(&connection).map_err(|error| failed(said(&error)))?;
-        let tables: i64 = connection
-            .query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(|error| failed(said(&error)))?;
+        connection.busy_timeout(PATIENCE).map_err(|error| failed(said(&error)))?;
+        let number = |query: &str| -> Result<i64, HistoryError> {
+            connection.query_row(query, [], |row| row.get(0)).map_err(|error| failed(said(&error)))
+        };
+        // In this order: another process that makes the file now commits its tables and the id at once, so that whoever
+        // sees the tables sees the id.
+        let tables = number("SELECT COUNT(*) FROM sqlite_schema")?;
+        let application = number("PRAGMA application_id")?;
         if application != APPLICATION_ID && tables > 0 {
             return Err(failed("this is a database of another program; name another file".into()));
         }
