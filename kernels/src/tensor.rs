@@ -238,6 +238,11 @@ impl Tensor {
         Tensor { element, dims: dims.to_vec(), buffer: Buffer::zeroed(bytes) }
     }
 
+    /// A vector of f32 zeros, as kernels keep their scratch in.
+    pub(crate) fn f32s(elements: usize) -> Self {
+        Tensor::zeros(ElementType::F32, &[elements])
+    }
+
     /// Bytes of a tensor of this shape, or None where they overflow.
     pub fn size_bytes(element: ElementType, dims: &[usize]) -> Option<usize> {
         dims.iter()

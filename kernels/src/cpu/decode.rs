@@ -28,7 +28,7 @@ use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, Bias, Mechanism, Pattern, Phase};
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Elements of the queries and outputs of a KV head up to which K and V are streamed: both stay in the first-level cache
 /// beside the keys. At d = 128 these are 16 rows.
@@ -118,10 +118,6 @@ pub(crate) struct DecodePlan {
     scratches: Vec<Scratch>,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl DecodePlan {
     /// Splits the keys and allocates the partial results.
     pub(crate) fn new(isa: Isa, context: &PlanContext<'_>) -> Result<DecodePlan, KernelError> {
@@ -170,15 +166,15 @@ impl DecodePlan {
             key_offsets: vec![0; block],
             value_offsets: Vec::with_capacity(block),
             next_offsets: Vec::with_capacity(block),
-            queries: f32s(queries),
-            scores: f32s(scores),
-            packed: f32s(packed),
-            total: f32s(dim_v),
+            queries: Tensor::f32s(queries),
+            scores: Tensor::f32s(scores),
+            packed: Tensor::f32s(packed),
+            total: Tensor::f32s(dim_v),
         };
         Ok(DecodePlan {
-            max: f32s(partial),
-            sum: f32s(partial),
-            out: f32s(partial * layout.dim_v),
+            max: Tensor::f32s(partial),
+            sum: Tensor::f32s(partial),
+            out: Tensor::f32s(partial * layout.dim_v),
             scratches: (0..threads).map(|_| scratch()).collect(),
             layout,
         })

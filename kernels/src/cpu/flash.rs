@@ -27,7 +27,7 @@ use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, KvLayout, Mechanism, Pattern, Phase};
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Queries a tile.
 const TILE_ROWS: usize = 96;
@@ -137,10 +137,6 @@ struct FlashLayout {
     waves: Vec<Wave>,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl FlashPlan {
     /// Packs nothing yet: fixes tiles and waves, and allocates their memory.
     pub(crate) fn new(isa: Isa, context: &PlanContext<'_>) -> Result<FlashPlan, KernelError> {
@@ -164,11 +160,11 @@ impl FlashPlan {
         let scratch = || Scratch {
             rows: Vec::with_capacity(TILE_ROWS),
             offsets: vec![0; BLOCK_KEYS],
-            max: f32s(TILE_ROWS),
-            sum: f32s(TILE_ROWS),
-            queries: f32s(TILE_ROWS * dim_qk),
-            out: f32s(TILE_ROWS * isa.pad(dim_v)),
-            scores: f32s(TILE_ROWS * BLOCK_KEYS),
+            max: Tensor::f32s(TILE_ROWS),
+            sum: Tensor::f32s(TILE_ROWS),
+            queries: Tensor::f32s(TILE_ROWS * dim_qk),
+            out: Tensor::f32s(TILE_ROWS * isa.pad(dim_v)),
+            scores: Tensor::f32s(TILE_ROWS * BLOCK_KEYS),
         };
         let layout = FlashLayout {
             problem: problem.clone(),
@@ -184,7 +180,7 @@ impl FlashPlan {
             waves,
         };
         let scratches = (0..context.threads.max(1)).map(|_| scratch()).collect();
-        Ok(FlashPlan { layout, packed: f32s(packed_elements), scratches })
+        Ok(FlashPlan { layout, packed: Tensor::f32s(packed_elements), scratches })
     }
 }
 

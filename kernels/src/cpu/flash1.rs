@@ -22,7 +22,7 @@ use super::simd::pack::widen_row;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
-use crate::tensor::{ElementType, Rows, Tensor, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorSet};
 
 /// Queries a tile (Br of the paper).
 const TILE_ROWS: usize = 96;
@@ -105,10 +105,6 @@ struct Flash1Plan {
     scratches: Vec<Scratch>,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl Flash1Plan {
     fn new(isa: Isa, context: &PlanContext<'_>) -> Result<Flash1Plan, KernelError> {
         let problem = context.problem;
@@ -124,12 +120,12 @@ impl Flash1Plan {
         let scratch = || Scratch {
             rows: Vec::with_capacity(TILE_ROWS),
             offsets: vec![0; BLOCK_KEYS],
-            packed: f32s(packer.block_elements()),
-            queries: f32s(TILE_ROWS * dim_qk),
-            scores: f32s(TILE_ROWS * BLOCK_KEYS),
-            max: f32s(longest),
-            sum: f32s(longest),
-            out: f32s(longest * shape.dim_v),
+            packed: Tensor::f32s(packer.block_elements()),
+            queries: Tensor::f32s(TILE_ROWS * dim_qk),
+            scores: Tensor::f32s(TILE_ROWS * BLOCK_KEYS),
+            max: Tensor::f32s(longest),
+            sum: Tensor::f32s(longest),
+            out: Tensor::f32s(longest * shape.dim_v),
         };
         let sequence = |(&len_q, &len_kv): (&usize, &usize)| {
             let visibility = Visibility::new(problem, len_q, len_kv);

@@ -32,7 +32,7 @@ use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::pattern::Visibility;
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Queries a tile.
 const TILE_ROWS: usize = 96;
@@ -178,10 +178,6 @@ fn parts_per_head(heads: usize, threads: usize) -> usize {
     (1..threads).find(is_balanced).unwrap_or(threads)
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl Scratch {
     /// Elements of the tensors, in their order.
     fn elements(dim_k: usize, dim_v: usize) -> [usize; 9] {
@@ -202,7 +198,7 @@ impl Scratch {
 
     fn new(thread: usize, elements: [usize; 9]) -> Scratch {
         let [keys, keys_transposed, values_transposed, queries, output_gradients, weights, gradients, dk, dv] =
-            elements.map(f32s);
+            elements.map(Tensor::f32s);
         Scratch {
             thread,
             offsets: vec![0; BLOCK_KEYS.max(TILE_ROWS)],
@@ -268,8 +264,8 @@ impl BackwardPlan {
         };
         Ok(BackwardPlan {
             layout,
-            deltas: f32s(delta_elements as usize),
-            dq: f32s(dq_elements as usize),
+            deltas: Tensor::f32s(delta_elements as usize),
+            dq: Tensor::f32s(dq_elements as usize),
             scratches: (0..threads).map(|thread| Scratch::new(thread, scratch_elements)).collect(),
         })
     }

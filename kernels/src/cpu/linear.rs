@@ -25,7 +25,7 @@ use crate::input::key_lengths;
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, FeatureMap, KvLayout, Mechanism, Pattern, Phase};
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Positions a chunk.
 const CHUNK: usize = 64;
@@ -235,10 +235,6 @@ struct ChunkScratch {
     output: Tensor,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl Chunked {
     fn new(isa: Isa, context: &PlanContext<'_>) -> Result<Self, KernelError> {
         let problem = context.problem;
@@ -283,17 +279,17 @@ impl Chunked {
         context.check_workspace(4 * (segments.len() * state + context.threads * scratch) as u64)?;
         let scratch = || ChunkScratch {
             offsets: vec![0; CHUNK],
-            keys: f32s(CHUNK * dk),
-            keys_packed: f32s(packed_keys),
-            values_packed: f32s(CHUNK * width),
-            queries: f32s(CHUNK * dk),
-            scores: f32s(CHUNK * CHUNK),
-            output: f32s(CHUNK * width),
+            keys: Tensor::f32s(CHUNK * dk),
+            keys_packed: Tensor::f32s(packed_keys),
+            values_packed: Tensor::f32s(CHUNK * width),
+            queries: Tensor::f32s(CHUNK * dk),
+            scores: Tensor::f32s(CHUNK * CHUNK),
+            output: Tensor::f32s(CHUNK * width),
         };
         Ok(Chunked {
             causal: problem.causal,
             query_offsets,
-            states: f32s(segments.len() * state),
+            states: Tensor::f32s(segments.len() * state),
             segments,
             heads: ranges,
             scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),

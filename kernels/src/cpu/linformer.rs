@@ -20,7 +20,7 @@ use super::simd::pack::{PackedShape, pack_rows, widen_row};
 use crate::kernel::{Kernel, KernelError, Plan, PlanContext};
 use crate::problem::{AttentionProblem, Bias, KvLayout, Mechanism, Pattern, Phase};
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Tokens a projection step, and projected keys a block.
 const BLOCK: usize = 128;
@@ -123,10 +123,6 @@ struct Scratch {
     scores: Tensor,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl LinformerPlan {
     fn new(isa: Isa, context: &PlanContext<'_>) -> Result<Self, KernelError> {
         let problem = context.problem;
@@ -184,16 +180,16 @@ impl LinformerPlan {
         let scratch = || Scratch {
             rows: Vec::with_capacity(TILE_ROWS),
             offsets: vec![0; BLOCK],
-            tokens: f32s(tokens),
-            max: f32s(TILE_ROWS),
-            sum: f32s(TILE_ROWS),
-            queries: f32s(TILE_ROWS * dim_qk),
-            out: f32s(TILE_ROWS * layout.shape.dim_v),
-            scores: f32s(TILE_ROWS * BLOCK),
+            tokens: Tensor::f32s(tokens),
+            max: Tensor::f32s(TILE_ROWS),
+            sum: Tensor::f32s(TILE_ROWS),
+            queries: Tensor::f32s(TILE_ROWS * dim_qk),
+            out: Tensor::f32s(TILE_ROWS * layout.shape.dim_v),
+            scores: Tensor::f32s(TILE_ROWS * BLOCK),
         };
         Ok(LinformerPlan {
-            projected: f32s(projected),
-            packed: f32s(packed),
+            projected: Tensor::f32s(projected),
+            packed: Tensor::f32s(packed),
             scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),
             layout,
         })

@@ -121,10 +121,6 @@ struct NaivePlan {
     scratches: Vec<Scratch>,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl NaivePlan {
     fn new(isa: Isa, context: &PlanContext<'_>) -> Result<NaivePlan, KernelError> {
         let problem = context.problem;
@@ -194,13 +190,13 @@ impl NaivePlan {
         }
         let scratch = || Scratch {
             offsets: vec![0; BLOCK_KEYS],
-            queries: f32s(TILE_ROWS * dim_qk),
-            out: f32s(TILE_ROWS * isa.pad(dim_v)),
+            queries: Tensor::f32s(TILE_ROWS * dim_qk),
+            out: Tensor::f32s(TILE_ROWS * isa.pad(dim_v)),
         };
         Ok(NaivePlan {
-            scores: f32s(scores),
-            sums: f32s(2 * layout.tiles.len() * TILE_ROWS),
-            packed: f32s(packed),
+            scores: Tensor::f32s(scores),
+            sums: Tensor::f32s(2 * layout.tiles.len() * TILE_ROWS),
+            packed: Tensor::f32s(packed),
             scratches: (0..threads).map(|_| scratch()).collect(),
             layout,
         })

@@ -22,7 +22,7 @@ use super::simd::pack::widen_row;
 use crate::kernel::{KernelError, Plan, PlanContext};
 use crate::problem::AttentionProblem;
 use crate::shared_mut::SharedMut;
-use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
+use crate::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// Queries a tile.
 pub(crate) const QUERY_TILE: usize = 64;
@@ -172,10 +172,6 @@ struct Scratch {
     packed: Tensor,
 }
 
-fn f32s(elements: usize) -> Tensor {
-    Tensor::zeros(ElementType::F32, &[elements])
-}
-
 impl TiledPlan {
     pub(crate) fn new(isa: Isa, context: &PlanContext<'_>, sweeps: Sweeps) -> Result<Self, KernelError> {
         let problem = context.problem;
@@ -211,16 +207,16 @@ impl TiledPlan {
         let scratch = || Scratch {
             rows: Vec::with_capacity(rows),
             offsets: vec![0; BLOCK_KEYS],
-            max: f32s(rows),
-            sum: f32s(rows),
-            queries: f32s(rows * dim_qk),
-            out: f32s(rows * shape.dim_v),
-            scores: f32s(rows * BLOCK_KEYS),
-            packed: f32s(packer.block_elements()),
+            max: Tensor::f32s(rows),
+            sum: Tensor::f32s(rows),
+            queries: Tensor::f32s(rows * dim_qk),
+            out: Tensor::f32s(rows * shape.dim_v),
+            scores: Tensor::f32s(rows * BLOCK_KEYS),
+            packed: Tensor::f32s(packer.block_elements()),
         };
         Ok(TiledPlan {
             sweeps: sweeps.sweeps.iter().map(|schedule_of| layout.items(schedule_of, tile_heads)).collect(),
-            states: f32s(states),
+            states: Tensor::f32s(states),
             scratches: (0..context.threads.max(1)).map(|_| scratch()).collect(),
             layout,
         })
