@@ -5,11 +5,11 @@
 
 use std::hint::black_box;
 
-use attn_kernels::cpu::simd::Isa;
-use attn_kernels::cpu::simd::exp::exp_in_place;
+use attn_kernels::cpu::simd::exp::{exp_in_place, softmax_weights_in_place};
 use attn_kernels::cpu::simd::gemm::{Strided, gemm};
 use attn_kernels::cpu::simd::pack::{PackedShape, pack_columns, pack_rows};
 use attn_kernels::cpu::simd::stream::{self, StoredRows};
+use attn_kernels::cpu::simd::{Isa, Simd, Task};
 use attn_kernels::problem::Dtype;
 use attn_kernels::tensor::{ElementType, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -45,18 +45,72 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// FMAs of 10 chains, 20 a step, of which the first LOADS take an operand from the first-level cache: what loads cost the
+/// FMA rate. A product in blocks of 6 x 4 vectors has 10 loads for 24 FMAs, 8.3 for 20.
+struct FmaWithLoads<'a, const LOADS: usize> {
+    steps: usize,
+    /// 20 vectors.
+    operands: &'a [f32],
+}
+
+impl<const LOADS: usize> Task for FmaWithLoads<'_, LOADS> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        assert!(self.operands.len() >= 20 * S::LANES, "there are 20 vectors");
+        let data = self.operands.as_ptr();
+        // SAFETY: the vectors are there.
+        let (x, y) = unsafe { (S::load(data), S::load(data.add(S::LANES))) };
+        let mut chains = [S::splat(0.5); 10];
+        for _ in 0..self.steps {
+            // The compiler may not keep the vectors in registers from step to step.
+            let data = black_box(data);
+            for fma in 0..20 {
+                // SAFETY: as above.
+                let operand = if fma < LOADS { unsafe { S::load(data.add(fma * S::LANES)) } } else { x };
+                chains[fma % 10] = S::fma(chains[fma % 10], operand, y);
+            }
+        }
+        let mut total = 0.0;
+        for chain in chains {
+            total += S::sum(chain);
+        }
+        total
+    }
+}
+
+fn fma_with_loads(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("fma");
+    let operands = values(20 * 16);
+    let operands = operands.as_slice::<f32>();
+    let steps = 10_000;
+    for isa in Isa::available() {
+        group.throughput(Throughput::Elements((2 * 20 * steps * isa.lanes()) as u64));
+        let name = |loads| format!("{}/{loads}_loads_a_20", isa.name());
+        group.bench_function(name(0), |bencher| bencher.iter(|| isa.run(FmaWithLoads::<0> { steps, operands })));
+        group.bench_function(name(4), |bencher| bencher.iter(|| isa.run(FmaWithLoads::<4> { steps, operands })));
+        group.bench_function(name(8), |bencher| bencher.iter(|| isa.run(FmaWithLoads::<8> { steps, operands })));
+        group.bench_function(name(16), |bencher| bencher.iter(|| isa.run(FmaWithLoads::<16> { steps, operands })));
+    }
+}
+
 fn exponentials(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("exp");
     for isa in Isa::available() {
         let inputs = values(4096);
         let mut outputs = inputs.clone();
         group.throughput(Throughput::Elements(4096));
-        group.bench_function(isa.name(), |bencher| {
-            bencher.iter(|| {
-                outputs.as_mut_slice::<f32>().copy_from_slice(inputs.as_slice());
-                exp_in_place(isa, outputs.as_mut_slice());
+        for (name, function) in
+            [("exp", exp_in_place as fn(Isa, &mut [f32])), ("softmax_weight", softmax_weights_in_place)]
+        {
+            group.bench_function(format!("{}/{name}", isa.name()), |bencher| {
+                bencher.iter(|| {
+                    outputs.as_mut_slice::<f32>().copy_from_slice(inputs.as_slice());
+                    function(isa, outputs.as_mut_slice());
+                });
             });
-        });
+        }
     }
 }
 
@@ -122,6 +176,6 @@ criterion_group! {
     config = Criterion::default()
         .warm_up_time(std::time::Duration::from_millis(200))
         .measurement_time(std::time::Duration::from_millis(500));
-    targets = products, exponentials, packing, decode_stream
+    targets = fma_with_loads, products, exponentials, packing, decode_stream
 }
 criterion_main!(micro);

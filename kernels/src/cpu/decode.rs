@@ -10,14 +10,14 @@
 //!   where the heads of a token lie side by side, else with one of them. It takes the tokens in blocks of
 //!   [`STREAM_KEYS`], keys then values: memory is read in order whatever the layout, at the stored width, and nothing is
 //!   copied. Limit: the read bandwidth.
-//! * more rows (append): a task is a tile of up to [`TILE_ROWS`] rows of one KV head and one split; key blocks are packed
-//!   for the gemm as they come. Limit: the FMA rate.
+//! * more rows (MQA, append, absorbed MLA): a task is a tile of up to [`TILE_ROWS`] rows of one KV head and one split, whose
+//!   scores [`super::columns`] keeps in columns, so that keys and values are not packed. Limit: the FMA rate.
 
 use std::ops::Range;
 
 use super::call::Call;
-use super::online::{TileShape, TileState, absorb, absorb_scores, finish, local};
-use super::packed_kv::BlockPacker;
+use super::columns::{ColumnState, QueryColumns, RowMatrix, absorb_columns};
+use super::online::{TileState, absorb_scores, finish, local};
 use super::rows::{Row, key_ranges};
 use super::schedule::for_each_task;
 use super::score::alibi_slopes;
@@ -36,9 +36,9 @@ const STREAM_ELEMENTS: usize = 16 * (128 + 128);
 /// Keys a block when streaming: the scores of all heads stay in the first-level cache, and a row has whole vectors of them.
 const STREAM_KEYS: usize = 64;
 /// Rows a tile otherwise.
-const TILE_ROWS: usize = 192;
+const TILE_ROWS: usize = 256;
 /// Keys a block otherwise.
-const BLOCK_KEYS: usize = 128;
+const BLOCK_KEYS: usize = 96;
 /// Tasks wanted at least: several a thread on any usual machine, so that none waits long for the last.
 const WANTED_TASKS: usize = 128;
 /// Keys of a split at least: the combination then costs little beside reading them.
@@ -89,8 +89,40 @@ struct Scratch {
     next_offsets: Vec<usize>,
     queries: Tensor,
     scores: Tensor,
-    packed: Tensor,
     total: Tensor,
+    tile: TileScratch,
+}
+
+/// What a tile needs beside its queries and scores.
+struct TileScratch {
+    packed_queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    max: Tensor,
+    sum: Tensor,
+    factors: Tensor,
+    row_scores: Tensor,
+}
+
+impl TileScratch {
+    /// For tiles of up to `rows` rows; nothing for none.
+    fn new(isa: Isa, rows: usize, dim_qk: usize, dim_v: usize) -> TileScratch {
+        let keys = if rows == 0 { 0 } else { BLOCK_KEYS };
+        TileScratch {
+            packed_queries: Tensor::f32s(QueryColumns::len(isa, dim_qk, rows)),
+            keys: Tensor::f32s(keys * isa.pad(dim_qk)),
+            values: Tensor::f32s(keys * isa.pad(dim_v)),
+            max: Tensor::f32s(isa.pad(rows)),
+            sum: Tensor::f32s(isa.pad(rows)),
+            factors: Tensor::f32s(isa.pad(rows)),
+            row_scores: Tensor::f32s(keys),
+        }
+    }
+
+    /// Elements of all of it.
+    fn elements(isa: Isa, rows: usize, dim_qk: usize, dim_v: usize) -> usize {
+        QueryColumns::len(isa, dim_qk, rows) + BLOCK_KEYS * (isa.pad(dim_qk) + isa.pad(dim_v) + 1) + 3 * isa.pad(rows)
+    }
 }
 
 struct Layout {
@@ -105,7 +137,6 @@ struct Layout {
     rows_k: Rows,
     rows_v: Rows,
     rows_o: Rows,
-    packer: BlockPacker,
 }
 
 /// A plan of `split_kv`, `paged` or `mla`'s decode.
@@ -142,7 +173,6 @@ impl DecodePlan {
             rows_k: Rows::of_keys(problem, dim_qk, page_table),
             rows_v: Rows::of_keys(problem, row_v, page_table),
             rows_o: Rows::of_queries(problem, dim_v),
-            packer: BlockPacker { isa, block: BLOCK_KEYS, dim_qk, dim_v },
         };
         // Tasks that exist without splitting.
         let tiles = (longest * group).div_ceil(TILE_ROWS).max(1) * problem.heads_kv;
@@ -153,23 +183,24 @@ impl DecodePlan {
             partial += layout.add_sequence(len_q, len_kv, WANTED_TASKS.div_ceil(unsplit.max(1)), partial);
         }
         layout.tasks.sort_by_cached_key(|task| std::cmp::Reverse(task.keys.len() * task.rows.len()));
-        let rows = if streams { longest * group * problem.heads_kv } else { TILE_ROWS };
+        let tile_rows = if streams { 0 } else { TILE_ROWS.min(longest * group) };
+        let rows = if streams { longest * group * problem.heads_kv } else { tile_rows };
         let block = if streams { STREAM_KEYS } else { BLOCK_KEYS };
-        let (queries, scores) = (rows * isa.pad(dim_qk), rows * block);
-        let packed = if streams { 0 } else { layout.packer.block_elements() };
+        let (queries, scores) = (rows * isa.pad(dim_qk), isa.pad(rows) * block);
+        let tile = if streams { 0 } else { TileScratch::elements(isa, tile_rows, dim_qk, dim_v) };
         let threads = context.threads.max(1);
         context.check_workspace(
-            4 * (partial as u64 * (2 + layout.dim_v) as u64 + (threads * (queries + scores + packed)) as u64),
+            4 * (partial as u64 * (2 + layout.dim_v) as u64 + (threads * (queries + scores + tile)) as u64),
         )?;
         let scratch = || Scratch {
             rows: Vec::with_capacity(rows),
-            key_offsets: vec![0; block],
+            key_offsets: Vec::with_capacity(block.max(tile_rows)),
             value_offsets: Vec::with_capacity(block),
             next_offsets: Vec::with_capacity(block),
             queries: Tensor::f32s(queries),
             scores: Tensor::f32s(scores),
-            packed: Tensor::f32s(packed),
             total: Tensor::f32s(dim_v),
+            tile: TileScratch::new(isa, tile_rows, dim_qk, dim_v),
         };
         Ok(DecodePlan {
             max: Tensor::f32s(partial),
@@ -284,37 +315,55 @@ impl Layout {
         }
     }
 
-    /// One tile of rows of one KV head over one split, K and V packed block by block.
+    /// One tile of rows of one KV head over one split, scores in columns.
     fn tile(&self, task: &SplitTask, call: &Call<'_>, partials: &Partials, scratch: &mut Scratch) {
-        let dim_qk = self.problem.head_dim_qk;
-        let shape = TileShape { isa: self.isa, dim_qk, dim_v: self.dim_v };
-        let queries = scratch.queries.as_mut_slice::<f32>();
-        self.load(task, call, dim_qk, &mut scratch.rows, queries);
+        let (isa, dim_qk, dim_v) = (self.isa, self.problem.head_dim_qk, self.problem.head_dim_v);
+        let (count, head) = (task.rows.len(), task.heads.start);
+        self.load(task, call, dim_qk, &mut scratch.rows, scratch.queries.as_mut_slice());
+        let tile = &mut scratch.tile;
+        let queries = QueryColumns::pack(
+            isa,
+            (&scratch.queries, count, dim_qk),
+            &mut scratch.key_offsets,
+            tile.packed_queries.as_mut_slice(),
+        );
         let rows_a_head = self.sequences[task.sequence].key_ranges.len() * self.problem.group_size();
-        let partial = task.partial + task.heads.start * rows_a_head + task.rows.start;
         // SAFETY: each (split, KV head, row) belongs to one task.
-        let (max, sum, out) = unsafe { partials.rows(partial, task.rows.len(), self.dim_v) };
-        let mut state = TileState { max, sum, out, scores: scratch.scores.as_mut_slice() };
+        let (max, sum, out) =
+            unsafe { partials.rows(task.partial + head * rows_a_head + task.rows.start, count, self.dim_v) };
+        let mut state = ColumnState {
+            max: &mut tile.max.as_mut_slice()[..isa.pad(count)],
+            sum: &mut tile.sum.as_mut_slice()[..isa.pad(count)],
+            factors: &mut tile.factors.as_mut_slice()[..isa.pad(count)],
+            out,
+            scores: scratch.scores.as_mut_slice(),
+            row_scores: tile.row_scores.as_mut_slice(),
+        };
         state.reset();
-        let seen = scratch.rows[0].keys.start..scratch.rows[task.rows.len() - 1].keys.end;
+        let seen = scratch.rows[0].keys.start..scratch.rows[count - 1].keys.end;
         for first in task.keys.clone().step_by(BLOCK_KEYS) {
             let len = BLOCK_KEYS.min(task.keys.end - first);
             if local(&seen, first, len).is_empty() {
                 continue;
             }
-            let packed = scratch.packed.as_mut_slice::<f32>();
-            self.packer.pack(
-                (call.k, &self.rows_k),
-                (call.v, &self.rows_v),
-                (task.sequence, task.heads.start),
-                len,
-                |index| first + index,
-                &mut scratch.key_offsets,
-                packed,
-            );
-            let block = self.packer.view(packed, first, len);
-            absorb(shape, &call.rules, task.sequence, &scratch.rows, queries, block, &mut state);
+            let find = |rows: &Rows, offsets: &mut Vec<usize>| {
+                offsets.clear();
+                offsets.extend((first..first + len).map(|token| rows.offset(task.sequence, head, token)));
+            };
+            find(&self.rows_k, &mut scratch.key_offsets);
+            let keys = RowMatrix::new(isa, call.k, &scratch.key_offsets, dim_qk, tile.keys.as_mut_slice());
+            let values = if self.problem.is_absorbed_mla() && dim_v == self.dim_v {
+                // The values are the heads of the keys.
+                keys
+            } else {
+                find(&self.rows_v, &mut scratch.value_offsets);
+                RowMatrix::new(isa, call.v, &scratch.value_offsets, dim_v, tile.values.as_mut_slice())
+            };
+            let block = (keys, values, self.dim_v);
+            absorb_columns(&call.rules, task.sequence, &scratch.rows, &queries, block, (first, len), &mut state);
         }
+        max.copy_from_slice(&state.max[..count]);
+        sum.copy_from_slice(&state.sum[..count]);
     }
 
     /// Combines the splits of every row of a KV head and writes the row. `total` is scratch of d_v elements.

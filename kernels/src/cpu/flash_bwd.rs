@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use super::rows::{SharedRows, key_ranges};
 use super::schedule::for_each_task;
-use super::simd::exp::{exp, tanh};
+use super::simd::exp::{softmax_weight, tanh};
 use super::simd::gemm::{Panels, Strided, gemm};
 use super::simd::pack::{PackedShape, pack_columns, widen_row, widen_rows};
 use super::simd::{Isa, Simd, Task};
@@ -682,7 +682,7 @@ fn plain_row<S: Simd>(weights: &mut [f32], gradients: &mut [f32], scale: f32, ls
     for (weights, gradients) in weights.chunks_exact_mut(S::LANES).zip(gradients.chunks_exact_mut(S::LANES)) {
         // SAFETY: both have LANES elements.
         unsafe {
-            let p = exp::<S>(S::fma(S::load(weights.as_ptr()), scale, lse));
+            let p = softmax_weight::<S>(S::fma(S::load(weights.as_ptr()), scale, lse));
             S::store(weights.as_mut_ptr(), p);
             let ds = S::mul(p, S::sub(S::load(gradients.as_ptr()), delta));
             S::store(gradients.as_mut_ptr(), ds);
@@ -699,7 +699,7 @@ fn capped_row<S: Simd>(weights: &mut [f32], gradients: &mut [f32], scale: f32, c
         unsafe {
             let tanh = tanh::<S>(S::mul(S::load(weights.as_ptr()), inverse));
             let slope = S::sub(S::splat(1.0), S::mul(tanh, tanh));
-            let p = exp::<S>(S::fma(cap, tanh, lse));
+            let p = softmax_weight::<S>(S::fma(cap, tanh, lse));
             S::store(weights.as_mut_ptr(), p);
             let ds = S::mul(S::mul(p, S::sub(S::load(gradients.as_ptr()), delta)), slope);
             S::store(gradients.as_mut_ptr(), ds);

@@ -2,6 +2,7 @@
 
 pub mod block_sparse;
 mod call;
+mod columns;
 mod decode;
 pub mod flash;
 pub mod flash1;

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::rows::Row;
 use super::score::ScoreRules;
-use super::simd::exp::exp_nonpositive;
+use super::simd::exp::softmax_weight;
 use super::simd::gemm::{Panels, Strided, gemm};
 use super::simd::{Isa, MAX_LANES, Simd, Task};
 
@@ -213,24 +213,40 @@ fn weigh<S: Simd>(scores: &mut [f32], max: &mut f32, sum: &mut f32) -> Option<f3
         return None;
     }
     let shift = S::splat(new);
-    let mut total = [S::splat(0.0); 2];
-    for i in 0..count {
-        // SAFETY: as above.
-        unsafe {
-            let weight = exp_nonpositive::<S>(S::sub(S::load(data.add(i * S::LANES)), shift));
-            S::store(data.add(i * S::LANES), weight);
-            total[i % 2] = S::add(total[i % 2], weight);
-        }
+    let mut totals = [S::splat(0.0); 4];
+    // No closure: it would be compiled without the instruction set. Sums are written out: `totals[i % 4]` is memory.
+    macro_rules! weigh_vector {
+        ($i:expr, $chain:expr) => {
+            // SAFETY: as above.
+            unsafe {
+                let at = data.add($i * S::LANES);
+                let weight = softmax_weight::<S>(S::sub(S::load(at), shift));
+                S::store(at, weight);
+                totals[$chain] = S::add(totals[$chain], weight);
+            }
+        };
     }
+    let mut i = 0;
+    while i + 4 <= count {
+        for chain in 0..4 {
+            weigh_vector!(i + chain, chain);
+        }
+        i += 4;
+    }
+    while i < count {
+        weigh_vector!(i, 0);
+        i += 1;
+    }
+    let total = S::add(S::add(totals[0], totals[1]), S::add(totals[2], totals[3]));
     let scale = if new > *max {
         let mut scale = [0f32; MAX_LANES];
         // SAFETY: no vector has more lanes.
-        unsafe { S::store(scale.as_mut_ptr(), exp_nonpositive::<S>(S::splat(*max - new))) };
+        unsafe { S::store(scale.as_mut_ptr(), softmax_weight::<S>(S::splat(*max - new))) };
         Some(scale[0])
     } else {
         None
     };
-    *sum = *sum * scale.unwrap_or(1.0) + S::sum(S::add(total[0], total[1]));
+    *sum = *sum * scale.unwrap_or(1.0) + S::sum(total);
     *max = new;
     scale
 }

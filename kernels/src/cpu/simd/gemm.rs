@@ -99,6 +99,60 @@ impl<'a> Panels<'a> {
     }
 }
 
+/// Memory that a product asks for while it computes, a few cache lines a step, so that what comes next is in the
+/// second-level cache by then. Addresses need not be mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    next: *const u8,
+    /// End of the row that `next` is in.
+    row_end: *const u8,
+    row_bytes: usize,
+    stride_bytes: usize,
+    rows_left: usize,
+    lines_a_step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead {
+        next: std::ptr::null(),
+        row_end: std::ptr::null(),
+        row_bytes: 0,
+        stride_bytes: 0,
+        rows_left: 0,
+        lines_a_step: 0,
+    };
+
+    /// `rows` rows of `dim` elements, `stride` elements apart, from `first` on.
+    pub fn rows(first: *const f32, rows: usize, dim: usize, stride: usize) -> Ahead {
+        let (next, row_bytes) = (first.cast::<u8>(), 4 * dim);
+        let row_end = next.wrapping_add(row_bytes);
+        Ahead { next, row_end, row_bytes, stride_bytes: 4 * stride, rows_left: rows, lines_a_step: 0 }
+    }
+
+    /// Spreads the lines over a product's steps.
+    fn spread(&mut self, steps: usize) {
+        self.lines_a_step = (self.rows_left * self.row_bytes.div_ceil(64)).div_ceil(steps.max(1));
+    }
+
+    #[inline(always)]
+    fn step<S: Simd>(&mut self) {
+        for _ in 0..self.lines_a_step {
+            if self.rows_left == 0 {
+                self.lines_a_step = 0;
+                return;
+            }
+            S::prefetch_far(self.next);
+            self.next = self.next.wrapping_add(64);
+            if self.next >= self.row_end {
+                self.rows_left -= 1;
+                self.next = self.row_end.wrapping_add(self.stride_bytes - self.row_bytes);
+                self.row_end = self.next.wrapping_add(self.row_bytes);
+            }
+        }
+    }
+}
+
 /// C = A B, or C += A B: A is (m, k), C is (m, n) with row stride `c_stride`.
 ///
 /// `n` is a multiple of [`Isa::lanes`]. Panics where a slice is too short.
@@ -110,6 +164,20 @@ pub fn gemm(
     c: &mut [f32],
     c_stride: usize,
     accumulate: bool,
+) {
+    gemm_ahead(isa, (m, n, k), a, b, c, c_stride, accumulate, Ahead::NONE);
+}
+
+/// [`gemm`], asking for other memory meanwhile.
+pub fn gemm_ahead(
+    isa: Isa,
+    (m, n, k): (usize, usize, usize),
+    a: Strided<'_>,
+    b: Panels<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+    ahead: Ahead,
 ) {
     if m == 0 || n == 0 || (k == 0 && accumulate) {
         return;
@@ -128,7 +196,7 @@ pub fn gemm(
             assert!(b.data.len() >= end, "B holds k x n");
         }
     }
-    isa.run(Gemm { m, n, k, a, b, c, c_stride, accumulate });
+    isa.run(Gemm { m, n, k, a, b, c, c_stride, accumulate, ahead });
 }
 
 struct Gemm<'a> {
@@ -140,6 +208,7 @@ struct Gemm<'a> {
     c: &'a mut [f32],
     c_stride: usize,
     accumulate: bool,
+    ahead: Ahead,
 }
 
 impl Task for Gemm<'_> {
@@ -148,6 +217,8 @@ impl Task for Gemm<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         let panel = S::PANEL_VECTORS * S::LANES;
+        let block_rows = if self.n <= 2 * S::LANES { S::BLOCK_ROWS } else { S::PANEL_ROWS };
+        self.ahead.spread(self.m.div_ceil(block_rows) * self.n.div_ceil(panel) * (self.k / UNROLL));
         for column in (0..self.n).step_by(panel) {
             let width = panel.min(self.n - column);
             let row_stride = self.b.row_stride(column);
@@ -194,6 +265,11 @@ impl Gemm<'_> {
                     row += $rows;
                 }
             )+};
+        }
+        while NV <= 2 && S::BLOCK_ROWS >= 12 && self.m - row >= 12 {
+            // SAFETY: as above.
+            unsafe { self.block::<S, 12, NV, TRANSPOSED>(row, column, b, b_stride) };
+            row += 12;
         }
         blocks!(6 4 3 2 1);
     }
@@ -243,6 +319,7 @@ impl Gemm<'_> {
                 for k in 0..UNROLL {
                     step!(k);
                 }
+                self.ahead.step::<S>();
                 for r in 0..ROWS {
                     a[r] = a[r].wrapping_add(if TRANSPOSED { UNROLL * stride } else { UNROLL });
                 }

@@ -56,8 +56,9 @@ pub unsafe trait Simd: Copy {
     fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `yes` where a < b, else `no`; `no` where either is NaN.
     fn select_less(a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
-    /// 2^n, where the low bits of `shifted` hold the integer n in -126..=127 as [`super::exp`] puts them there.
-    fn power_of_two(shifted: Self::V) -> Self::V;
+    /// v 2^n, or 0 where x < `bound`. The low bits of `shifted` hold the integer n as [`super::exp`] puts them there; v is
+    /// positive, and v and v 2^n are normal numbers, so that n is added to the exponent's bits.
+    fn times_power_of_two(v: Self::V, shifted: Self::V, x: Self::V, bound: Self::V) -> Self::V;
     /// The sum of all lanes.
     fn sum(v: Self::V) -> f32;
     /// The sums of four vectors.
@@ -88,6 +89,8 @@ pub unsafe trait Simd: Copy {
     fn largest(v: Self::V) -> f32;
     /// Asks for the cache line at `address`, which need not be mapped.
     fn prefetch(address: *const u8);
+    /// Asks for the cache line at `address`, which need not be mapped, for the second-level cache.
+    fn prefetch_far(address: *const u8);
 }
 
 /// A stored element type that vectors are loaded from.
@@ -208,8 +211,9 @@ unsafe impl Simd for Portable {
         std::array::from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
     }
     #[inline(always)]
-    fn power_of_two(shifted: Self::V) -> Self::V {
-        shifted.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(127 << 23)))
+    fn times_power_of_two(v: Self::V, shifted: Self::V, x: Self::V, bound: Self::V) -> Self::V {
+        let scaled = |i: usize| f32::from_bits(v[i].to_bits().wrapping_add(shifted[i].to_bits() << 23));
+        std::array::from_fn(|i| if x[i] < bound[i] { 0.0 } else { scaled(i) })
     }
     #[inline(always)]
     fn sum(v: Self::V) -> f32 {
@@ -221,6 +225,8 @@ unsafe impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(_address: *const u8) {}
+    #[inline(always)]
+    fn prefetch_far(_address: *const u8) {}
 }
 
 /// AVX2 with FMA and F16C.
@@ -294,11 +300,12 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }
     #[inline(always)]
-    fn power_of_two(shifted: Self::V) -> Self::V {
+    fn times_power_of_two(v: Self::V, shifted: Self::V, x: Self::V, bound: Self::V) -> Self::V {
         // SAFETY: the instruction set was checked.
         unsafe {
             let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
-            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)))
+            let scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+            _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, bound), scaled)
         }
     }
     #[inline(always)]
@@ -357,6 +364,11 @@ unsafe impl Simd for Avx2 {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
 }
 
 // SAFETY: loads and stores touch one vector of LANES elements.
@@ -408,11 +420,12 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
     }
     #[inline(always)]
-    fn power_of_two(shifted: Self::V) -> Self::V {
+    fn times_power_of_two(v: Self::V, shifted: Self::V, x: Self::V, bound: Self::V) -> Self::V {
         // SAFETY: the instruction set was checked.
         unsafe {
             let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
-            _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))
+            let is_kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound);
+            _mm512_castsi512_ps(_mm512_maskz_add_epi32(is_kept, _mm512_castps_si512(v), exponent))
         }
     }
     #[inline(always)]
@@ -482,5 +495,10 @@ unsafe impl Simd for Avx512 {
     fn prefetch(address: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }
