@@ -3,7 +3,8 @@
 //! `portable`, `avx2` or `avx512`, the widest unless given.
 //!
 //! Compute-bound cases are compared with the FMA rate of a loop without memory, memory-bound ones with the bandwidth of
-//! reading, both measured before each call in the same process: times and rates are the best, shares the median call's.
+//! reading, both measured before each call in the same process: times and their rates are the best call's, shares and ceilings the
+//! median call's.
 //! Times are CPU time a thread: idle threads do not count.
 
 use std::hint::black_box;
@@ -234,24 +235,25 @@ fn main() {
             // Both rates before each call: on a shared machine, they and the call have to do with the same neighbours.
             let mut seconds = f64::INFINITY;
             let (mut of_fma, mut of_read) = ([0.0; CALLS], [0.0; CALLS]);
-            let (mut fma, mut read) = (0f64, 0f64);
+            let (mut fma, mut read) = ([0.0; CALLS], [0.0; CALLS]);
             for call in 0..CALLS {
                 let rates = (fma_rate(isa), read_rate(isa, stream.as_slice()));
                 let now = best_seconds(1, || plan.run(&inputs, &mut outputs));
                 (of_fma[call], of_read[call]) = (flops / now / rates.0, bytes / now / rates.1);
-                (fma, read, seconds) = (fma.max(rates.0), read.max(rates.1), seconds.min(now));
+                (fma[call], read[call], seconds) = (rates.0, rates.1, seconds.min(now));
             }
-            of_fma.sort_by(f64::total_cmp);
-            of_read.sort_by(f64::total_cmp);
+            for list in [&mut of_fma, &mut of_read, &mut fma, &mut read] {
+                list.sort_by(f64::total_cmp);
+            }
             println!(
                 "{label:<80} {:9.3} ms {:7.1} GFLOP/s ({:3.0} % of FMA {:4.0}) {:6.1} GB/s ({:3.0} % of read {:4.1})",
                 seconds * 1e3,
                 flops / seconds / 1e9,
                 100.0 * of_fma[CALLS / 2],
-                fma / 1e9,
+                fma[CALLS / 2] / 1e9,
                 bytes / seconds / 1e9,
                 100.0 * of_read[CALLS / 2],
-                read / 1e9
+                read[CALLS / 2] / 1e9
             );
         });
     }
