@@ -56,6 +56,8 @@ fn bad_input_is_one_clear_error_and_exit_code_2() {
         (vec!["baseline", "show", "ci"], "there are none yet"),
         (vec!["compare", RECORD, RECORD, "--policy", "/dev/zero"], "gate policy `/dev/zero`: the file is larger than"),
         (vec!["schema", "nonsense"], "invalid value 'nonsense'"),
+        (vec!["kernels", "--resources", "--arch", "sm_12"], "these kernels are for sm_80 and later"),
+        (vec!["kernels", "--resources", "--arch", "sm_80,pascal"], "an architecture is named sm_80"),
     ] {
         let (code, _, stderr) = attnbench(dir.path(), &args);
         assert_eq!(code, 2, "{args:?}: {stderr}");

@@ -41,6 +41,11 @@ pub struct Cubin {
     pub log: String,
 }
 
+/// What the system's loader says, which the error itself calls `dlopen failed`.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 type Program = *mut c_void;
 type Create = unsafe extern "C" fn(
     *mut Program,
@@ -105,16 +110,18 @@ impl Nvrtc {
     /// Opens all the first and one of the second.
     fn open(builtins: &[PathBuf], candidates: &[PathBuf]) -> Result<Nvrtc, NvrtcError> {
         let mut libraries = Vec::new();
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<String> = Vec::new();
         for path in builtins {
             // SAFETY: loading runs NVIDIA's initialisers, which expect nothing of us.
-            libraries.push(unsafe { Library::new(path) }.map_err(|error| NvrtcError::Missing(error.to_string()))?);
+            let library = unsafe { Library::new(path) };
+            let missing = |error| NvrtcError::Missing(format!("{}: {}", path.display(), cause(&error)));
+            libraries.push(library.map_err(missing)?);
         }
         for path in candidates {
             // SAFETY: as above.
             match unsafe { Library::new(path) } {
                 Ok(library) => return Nvrtc::bind(library, libraries),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(format!("{}: {}", path.display(), cause(&error))),
             }
         }
         Err(NvrtcError::Missing(reasons.join("; ")))
