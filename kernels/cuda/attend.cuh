@@ -192,6 +192,10 @@ template <int M> struct Softmax {
 
     // 1 / sum, and 0 for rows that see nothing.
     DEVICE f32 inverse(int m, int half) const { return sum[m][half] > 0.0f ? 1.0f / sum[m][half] : 0.0f; }
+    // The same with the sink of a head in the sum.
+    DEVICE f32 inverse(int m, int half, f32 factor, Global<const f32> sinks, int head) const {
+        return inverse_with_sink(sum[m][half], largest[m][half] * factor, sinks, head);
+    }
 
     // The natural logarithm of the sum of exponentials.
     DEVICE f32 log_sum_exp(int m, int half, f32 factor) const {
@@ -217,6 +221,50 @@ template <int M, int N> DEVICE void soft_cap_all(f32 (&s)[M][N][4], const Geomet
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) s[m][n][i] = soft_cap(geometry, s[m][n][i]);
+}
+
+// How a kernel's scores come about, as its define SCORES says: products alone, of a positive scale that is applied on the way
+// to a power of two; with a softcap; or with any scale, a softcap where there is one, and a bias.
+enum { PLAIN_SCORES, CAPPED_SCORES, ANY_SCORES };
+
+// Tensors of biases, of (query, key) of the longest sequence; null where there are none.
+struct Biases {
+    Global<const u8> seen;
+    Global<const u16> added;
+};
+
+// A row of scores that may have a bias: its query (of `count`), its position among the keys, the slope of its head.
+struct BiasedRow {
+    i32 query, count, position;
+    f32 slope;
+};
+
+// Scores of ANY_SCORES from products, of keys from `key` on, of which there are `len_kv`; `biased_row(row)` is a row of the
+// warp's.
+template <class Element, int M, int N, class Row>
+DEVICE void any_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key, int len_kv, u32 lane, Biases biases,
+                       Row biased_row) {
+    lane = opaque(lane);
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const BiasedRow row = biased_row(m * 16 + half * 8 + lane / 4);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int j = key + n * 8 + (lane % 4) * 2 + i;
+                    f32 &score = s[m][n][2 * half + i];
+                    score = geometry.softcap != 0.0f ? soft_cap(geometry, score) : score * geometry.scale;
+                    if (geometry.bias == ALIBI_BIAS)
+                        score -= row.slope * (row.position < j ? j - row.position : row.position - j);
+                    if (j >= len_kv || row.query >= row.count) continue;
+                    const i64 at = i64(row.query) * geometry.len_kv + j;
+                    if (geometry.bias == ADDITIVE_BIAS) score += Element::widen(load(biases.added, at));
+                    if (geometry.bias == BOOL_BIAS && load(biases.seen, at) == 0) score = minus_infinity();
+                }
+        }
 }
 
 // Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.

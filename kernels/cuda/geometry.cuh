@@ -22,6 +22,8 @@ struct Geometry {
     f32 scale, softcap;
     // Tokens a page and entries a sequence of the page table; 0 where not paged.
     i32 page_size, pages_a_sequence;
+    // A `Bias`.
+    i32 bias, unused;
 };
 
 // One sequence of a ragged batch: its lengths and where its first token lies, in elements.
@@ -31,6 +33,9 @@ struct Sequence {
     i32 query_offset;
     i32 unused;
 };
+
+// What is added to scores: nothing, minus infinity by a mask, a tensor, a slope times the distance.
+enum Bias { NO_BIAS, BOOL_BIAS, ADDITIVE_BIAS, ALIBI_BIAS };
 
 // Sequence number `index`; the table is null where all have the same lengths.
 DEVICE Sequence sequence_at(const Geometry &geometry, Global<const Sequence> table, i32 index) {
@@ -82,4 +87,17 @@ DEVICE f32 soft_cap(const Geometry &geometry, f32 score) {
     const f32 cap = geometry.softcap;
     const f32 power = exp2_fast(score * (geometry.scale * (2.0f * LOG2_E) * reciprocal_fast(cap)));
     return cap - 2.0f * cap * reciprocal_fast(power + 1.0f);
+}
+
+// The slope of a query head (Press et al. 2022, ALiBi): what a score loses for each position between query and key.
+DEVICE f32 alibi_slope(const Geometry &geometry, int head) { return exp2_fast(-8.0f * (head + 1) / geometry.heads_q); }
+
+// 1 / (sum + 2^(sink - base)) for a row whose weights add up to `sum` relative to 2^base; a sink is one more score, of no
+// value, and may be larger than all others. A row that sees nothing stays 0.
+DEVICE f32 inverse_with_sink(f32 sum, f32 base, Global<const f32> sinks, int head) {
+    if (!(sum > 0.0f)) return 0.0f;
+    if (!sinks.exists()) return 1.0f / sum;
+    const f32 distance = load(sinks, head) * LOG2_E - base;
+    const f32 weight = exp2_fast(distance <= 0.0f ? distance : -distance);
+    return distance <= 0.0f ? 1.0f / (sum + weight) : weight / (1.0f + sum * weight);
 }

@@ -36,7 +36,7 @@ DEVICE void store8(Global<f32> to, i64 index, const f32 (&x)[8]) {
 // Merges the splits: a warp a row. Grid: rows / 4 of batch * heads * longest query length.
 template <class Element>
 DEVICE void combine_rows(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-                         Global<const Sequence> sequences, const Geometry &geometry, i32 splits) {
+                         Global<const f32> sinks, Global<const Sequence> sequences, const Geometry &geometry, i32 splits) {
     const u32 lane = thread_index() % 32;
     const i64 row = i64(block_index()) * COMBINE_WARPS + thread_index() / 32, rows = i64(geometry.batch) * geometry.heads_q * geometry.len_q;
     if (row >= rows) return;
@@ -51,7 +51,7 @@ DEVICE void combine_rows(Global<const f32> partial_o, Global<const f32> partial_
     f32 sum = 0.0f;
     for (int split = lane; split < splits; split += 32) sum += exp2_fast(load(partial_lse, split * rows + row) - base);
     for (int distance = 16; distance > 0; distance /= 2) sum += shuffle_xor(sum, distance);
-    const f32 inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const f32 inverse = inverse_with_sink(sum, base, sinks, head);
     if (lse.exists() && lane == 0) store(lse, row, sum > 0.0f ? (base + log2_fast(sum)) * LN_2 : minus_infinity());
     for (int column = lane * 8; column < geometry.dim_v; column += 256) {
         f32 x[8] = {};

@@ -196,14 +196,14 @@ fn manner(estimate: &Estimate) -> String {
 
 /// Kernels: what each is, and what it computes by mechanism and phase.
 pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
-    let mut what = table(&["kernel", "what it is"], width);
+    let mut what = table(&["kernel", "dtypes", "what it is"], width);
     let mut header = vec!["kernel", "mechanism"];
     header.extend(Phase::ALL.map(Phase::name));
-    header.extend(["KV", "dtypes"]);
+    header.push("KV");
     let mut computes = table(&header, width);
     for kernel in kernels {
         let name = format!("{}/{}", kernel.provider, kernel.name);
-        what.add_row([&name, kernel.summary]);
+        what.add_row([&name, &dtypes(&kernel.supports), kernel.summary]);
         let mut mechanisms: Vec<&str> = kernel.supports.iter().map(|support| support.mechanism).collect();
         mechanisms.dedup();
         for mechanism in mechanisms {
@@ -212,11 +212,10 @@ pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
             let mut row = vec![name.clone(), mechanism.to_owned()];
             row.extend(Phase::ALL.map(|phase| patterns(&supports, phase)));
             row.push(keys_in(&supports).to_owned());
-            row.push(dtypes(&supports));
             computes.add_row(row);
         }
     }
-    keep_whole(&mut what, [0]);
+    keep_whole(&mut what, [0, 1]);
     keep_whole(&mut computes, [0, 1]);
     // No word is broken: a phase's name and each pattern's name fit in their column.
     for (index, name) in header.iter().enumerate().skip(2) {
@@ -244,7 +243,7 @@ fn patterns(supports: &[&Support], phase: Phase) -> String {
 }
 
 /// The dtypes that it computes in.
-fn dtypes(supports: &[&Support]) -> String {
+fn dtypes(supports: &[Support]) -> String {
     let has = |dtype: &&str| supports.iter().any(|support| support.dtypes.contains(dtype));
     Dtype::ALL.map(Dtype::name).into_iter().filter(has).collect::<Vec<_>>().join(", ")
 }

@@ -1,7 +1,9 @@
 //! What the kernels on tensor cores have in common: which problems, which head dimensions, which element.
 
+use super::plan::Argument;
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Bias, Dtype};
+use crate::tensor::TensorName;
 
 /// The head dimensions (d_qk, d_v) that tensor-core kernels are compiled for. Others are computed in the smallest one that
 /// holds them, with columns of zeros.
@@ -24,8 +26,7 @@ pub(super) fn element(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Refuses what no kernel on tensor cores does: f32, mixed dtypes, rows that are not whole 16-byte chunks, biases and
-/// sinks, scales that turn the order of scores around.
+/// Refuses what no kernel on tensor cores does: f32, mixed dtypes, rows that are not whole 16-byte chunks.
 pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
     if problem.dtype == Dtype::F32 {
@@ -41,6 +42,13 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
             ));
         }
     }
+    Ok(())
+}
+
+/// Refuses what kernels without the variant [`Scores::Any`] do not do: biases, sinks, and scales that turn the order of
+/// scores around.
+pub(super) fn has_plain_scores(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
     if problem.bias != Bias::None || problem.sinks {
         return unsupported(format!("a bias or sinks: {kernel} has masks by pattern and softcap only"));
     }
@@ -48,4 +56,46 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
         return unsupported(format!("a scale that is not positive: {kernel} finds the largest score before it scales"));
     }
     Ok(())
+}
+
+/// How scores come about: `SCORES` of `attend.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scores {
+    /// A positive scale.
+    Plain,
+    /// A positive scale and a softcap.
+    Capped,
+    /// Any scale, a softcap where there is one, any bias.
+    Any,
+}
+
+impl Scores {
+    pub(super) const ALL: [Scores; 3] = [Scores::Plain, Scores::Capped, Scores::Any];
+
+    /// The variant that a problem needs. Sinks take part only at the end, in every variant.
+    pub(super) fn of(problem: &AttentionProblem) -> Scores {
+        if problem.bias != Bias::None || problem.effective_scale() <= 0.0 {
+            Scores::Any
+        } else if problem.softcap.is_some() {
+            Scores::Capped
+        } else {
+            Scores::Plain
+        }
+    }
+
+    /// The define of a module.
+    pub(super) fn define(self) -> (&'static str, String) {
+        ("SCORES", (self as u32).to_string())
+    }
+}
+
+/// The sinks of a problem, or null.
+pub(super) fn sinks(problem: &AttentionProblem) -> Argument {
+    if problem.sinks { Argument::Tensor(TensorName::Sinks) } else { Argument::Null }
+}
+
+/// The tensors of a bool and of an additive bias; null where the problem has another.
+pub(super) fn biases(problem: &AttentionProblem) -> [Argument; 2] {
+    [Bias::Bool, Bias::Additive]
+        .map(|wanted| if problem.bias == wanted { Argument::Tensor(TensorName::Bias) } else { Argument::Null })
 }
