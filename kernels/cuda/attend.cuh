@@ -48,6 +48,7 @@ template <int TILE_ROWS, int DIM> struct Tile {
     template <int THREADS, class Start>
     DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
         thread = opaque(thread);
+        if (VARIANT == GENERAL_VARIANT && dim % 8 != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
         constexpr int STRIDE = THREADS / PANEL;
         static_assert(TILE_ROWS % STRIDE == 0 || TILE_ROWS < STRIDE, "each thread copies whole columns of chunks");
         const u32 row = thread / PANEL, column = thread % PANEL;
@@ -62,6 +63,27 @@ template <int TILE_ROWS, int DIM> struct Tile {
             for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
                 const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
                 copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * 8, is_valid);
+            }
+        }
+    }
+
+    // The same of rows that are no whole chunks, whose elements only are aligned: these copies are over when it returns.
+    template <int THREADS, class Start>
+    DEVICE void copy_elements(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int STRIDE = THREADS / PANEL;
+        const u32 row = thread / PANEL, column = thread % PANEL;
+#pragma unroll 1
+        for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
+            const bool exists = first + int(row) + i * STRIDE < end;
+            const i64 at = start(first + row + i * STRIDE);
+            if (TILE_ROWS < STRIDE && row >= TILE_ROWS) break;
+#pragma unroll 1
+            for (u32 index = column; index < DIM / 8; index += PANEL) {
+                Vec4 v = {};
+#pragma unroll
+                for (u32 e = 0; e < 8; e++)
+                    if (exists && int(index * 8 + e) < dim) v.word[e / 2] |= u32(load(from, at + index * 8 + e)) << e % 2 * 16;
+                store_shared_vec4(chunk(row + i * STRIDE, index), v);
             }
         }
     }
@@ -223,10 +245,6 @@ template <int M, int N> DEVICE void soft_cap_all(f32 (&s)[M][N][4], const Geomet
             for (int i = 0; i < 4; i++) s[m][n][i] = soft_cap(geometry, s[m][n][i]);
 }
 
-// How a kernel's scores come about, as its define SCORES says: products alone, of a positive scale that is applied on the way
-// to a power of two; with a softcap; or with any scale, a softcap where there is one, and a bias.
-enum { PLAIN_SCORES, CAPPED_SCORES, ANY_SCORES };
-
 // Tensors of biases, of (query, key) of the longest sequence; null where there are none.
 struct Biases {
     Global<const u8> seen;
@@ -239,10 +257,10 @@ struct BiasedRow {
     f32 slope;
 };
 
-// Scores of ANY_SCORES from products, of keys from `key` on, of which there are `len_kv`; `biased_row(row)` is a row of the
+// Scores of the general variant from products, of keys from `key` on, of which there are `len_kv`; `biased_row(row)` is a row of the
 // warp's.
 template <class Element, int M, int N, class Row>
-DEVICE void any_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key, int len_kv, u32 lane, Biases biases,
+DEVICE void general_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key, int len_kv, u32 lane, Biases biases,
                        Row biased_row) {
     lane = opaque(lane);
 #pragma unroll
@@ -305,6 +323,7 @@ DEVICE void write_rows(Global<u16> to, const f32 (&o)[M][DIM / 8][4], const OTil
     constexpr int CHUNKS = DIM / 8;
     for (int item = lane; item < M * 16 * CHUNKS; item += 32) {
         int r = item / CHUNKS, index = item % CHUNKS;
-        if (r < count && index * 8 < dim) store_vec4(to, place(r) + index * 8, load_shared_vec4(tile.chunk(row + r, index)));
+        if (r < count && index * 8 < dim)
+            store_chunk(to, place(r), index * 8, dim, load_shared_vec4(tile.chunk(row + r, index)));
     }
 }

@@ -8,12 +8,12 @@
 //
 // Copies: V of a tile arrives during Q K^T, K of the next one during the softmax and P V; two barriers a tile.
 // Tiles (ROWS x KEYS, warps): d64 and d96 128 x 64, 4; d128 128 x 32, 4; d192, d256 and 192:128 128 x 64, 8. With 64 keys,
-// d128 would spill registers; so would a softcap, with which d96 is 128 x 32, 4 and d128 128 x 64, 8. With biases, all are
-// 128 x 32, 8.
+// d128 would spill registers; so would a softcap, with which d96 is 128 x 32, 4 and d128 128 x 64, 8. The general variant
+// is 128 x 32, 8 throughout.
 // Limit aimed at: the rate of mma.m16n8k16. Every fragment of K and V serves ROWS / (16 warps) products; with two, loads
 // from shared memory take half as long as the products.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, WARPS, SCORES (0, 1, 2: see attend.cuh).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, WARPS, VARIANT (0, 1, 2: see geometry.cuh).
 #include "attend.cuh"
 
 using Element = ELEMENT;
@@ -50,7 +50,7 @@ flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16>
     clear(out);
     Softmax<M> softmax;
     softmax.start();
-    const f32 factor = exponent_scale(geometry, SCORES != PLAIN_SCORES);
+    const f32 factor = exponent_scale(geometry, VARIANT != PLAIN_VARIANT);
     {
         const Work work(geometry);
         const Sequence sequence = sequence_at(geometry, sequences, work.number);
@@ -92,9 +92,9 @@ flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16>
                 copy_async_commit();
             }
 
-            if (SCORES == CAPPED_SCORES) soft_cap_all(s, geometry);
-            if (SCORES == ANY_SCORES)
-                any_scores<Element>(s, geometry, tile * KEYS, sequence.len_kv, lane, Biases{bool_bias, additive_bias}, [&](int row) {
+            if (VARIANT == CAPPED_VARIANT) soft_cap_all(s, geometry);
+            if (VARIANT == GENERAL_VARIANT)
+                general_scores<Element>(s, geometry, tile * KEYS, sequence.len_kv, lane, Biases{bool_bias, additive_bias}, [&](int row) {
                     const i32 query = first + warp_row + row;
                     return BiasedRow{query, sequence.len_q, query + sequence.query_offset, alibi_slope(geometry, work.head)};
                 });

@@ -37,6 +37,13 @@ struct Sequence {
 // What is added to scores: nothing, minus infinity by a mask, a tensor, a slope times the distance.
 enum Bias { NO_BIAS, BOOL_BIAS, ADDITIVE_BIAS, ALIBI_BIAS };
 
+// What a kernel is compiled for, as its define VARIANT says: a positive scale, applied on the way to a power of two; that and a
+// softcap; or everything: any scale, a softcap where there is one, a bias, head dimensions that are no multiples of 8.
+enum { PLAIN_VARIANT, CAPPED_VARIANT, GENERAL_VARIANT };
+#ifndef VARIANT
+#define VARIANT PLAIN_VARIANT
+#endif
+
 // Sequence number `index`; the table is null where all have the same lengths.
 DEVICE Sequence sequence_at(const Geometry &geometry, Global<const Sequence> table, i32 index) {
     if (table.exists()) return load_struct(table, index);
@@ -100,4 +107,12 @@ DEVICE f32 inverse_with_sink(f32 sum, f32 base, Global<const f32> sinks, int hea
     const f32 distance = load(sinks, head) * LOG2_E - base;
     const f32 weight = exp2_fast(distance <= 0.0f ? distance : -distance);
     return distance <= 0.0f ? 1.0f / (sum + weight) : weight / (1.0f + sum * weight);
+}
+
+// Stores 8 columns of a row from `column` on, of which `dim` exist; only the general variant has rows that are no whole chunks.
+DEVICE void store_chunk(Global<u16> to, i64 row, int column, int dim, Vec4 v) {
+    if (VARIANT != GENERAL_VARIANT || dim % 8 == 0) return store_vec4(to, row + column, v);
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+        if (column + e < dim) store(to, row + column + e, u16(v.word[e / 2] >> e % 2 * 16));
 }

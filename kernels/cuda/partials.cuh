@@ -21,6 +21,9 @@ DEVICE i64 partial_row(const Geometry &geometry, int split, int number, int head
     return ((i64(split) * geometry.batch + number) * geometry.heads_q + head) * geometry.len_q + query;
 }
 
+// Numbers from one partial row to the next: whole chunks.
+DEVICE int partial_pitch(const Geometry &geometry) { return ceil_div(geometry.dim_v, 8) * 8; }
+
 // 8 columns of a row of O.
 template <class Element> DEVICE Vec4 pack8(const f32 (&x)[8]) {
     return Vec4{{Element::pack(x[0], x[1]), Element::pack(x[2], x[3]), Element::pack(x[4], x[5]), Element::pack(x[6], x[7])}};
@@ -58,10 +61,10 @@ DEVICE void combine_rows(Global<const f32> partial_o, Global<const f32> partial_
         for (int split = 0; split < splits; split++) {
             const f32 weight = exp2_fast(load(partial_lse, split * rows + row) - base) * inverse;
             for (int half = 0; half < 2; half++) {
-                const Vec4 part = load_vec4(partial_o, (split * rows + row) * geometry.dim_v + column + 4 * half);
+                const Vec4 part = load_vec4(partial_o, (split * rows + row) * partial_pitch(geometry) + column + 4 * half);
                 for (int i = 0; i < 4; i++) x[4 * half + i] += weight * bits_to_f32(part.word[i]);
             }
         }
-        store_vec4(o + sequence.o, head * geometry.o.head + query * geometry.o.token + column, pack8<Element>(x));
+        store_chunk(o + sequence.o, head * geometry.o.head + query * geometry.o.token, column, geometry.dim_v, pack8<Element>(x));
     }
 }

@@ -3,7 +3,7 @@
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{self, DIMS, DTYPES, Scores, compiled_dims, element};
+use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
@@ -24,11 +24,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(dims: (usize, usize), scores: Scores) -> Shape {
-        let (keys, warps) = match (dims.0, scores) {
-            (_, Scores::Any) => (32, 8),
-            (64, _) | (96, Scores::Plain) => (64, 4),
-            (96, Scores::Capped) | (128, Scores::Plain) => (32, 4),
+    fn of(dims: (usize, usize), variant: Variant) -> Shape {
+        let (keys, warps) = match (dims.0, variant) {
+            (_, Variant::General) => (32, 8),
+            (64, _) | (96, Variant::Plain) => (64, 4),
+            (96, Variant::Capped) | (128, Variant::Plain) => (32, 4),
             _ => (64, 8),
         };
         Shape { dims, rows: 128, keys, warps }
@@ -39,7 +39,7 @@ impl Shape {
         (2 * (self.rows * dim_qk.max(dim_v) + self.keys * (dim_qk + dim_v))) as u32
     }
 
-    fn module(&self, dtype: Dtype, scores: Scores) -> Module {
+    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
         Module {
             source: SOURCE,
             defines: vec![
@@ -49,7 +49,7 @@ impl Shape {
                 ("ROWS", self.rows.to_string()),
                 ("KEYS", self.keys.to_string()),
                 ("WARPS", self.warps.to_string()),
-                scores.define(),
+                variant.define(),
             ],
         }
     }
@@ -75,10 +75,10 @@ pub(super) fn push(
 ) -> Result<(), KernelError> {
     device.require_capability(kernel, 80)?;
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide(kernel, geometry))?;
-    let scores = Scores::of(problem);
-    let shape = Shape::of(dims, scores);
+    let variant = Variant::of(problem);
+    let shape = Shape::of(dims, variant);
     device.require_shared(kernel, shape.shared_bytes())?;
-    let module = plan.module(shape.module(problem.dtype, scores));
+    let module = plan.module(shape.module(problem.dtype, variant));
     let sequences = geometry.sequences(plan);
     let [bool_bias, additive_bias] = tensor_core::biases(problem);
     let tiles = geometry.longest_q().div_ceil(shape.rows);
@@ -156,8 +156,8 @@ pub(super) fn modules() -> Vec<Module> {
     let mut modules = Vec::new();
     for dims in DIMS {
         for dtype in DTYPES {
-            for scores in Scores::ALL {
-                modules.push(Shape::of(dims, scores).module(dtype, scores));
+            for variant in Variant::ALL {
+                modules.push(Shape::of(dims, variant).module(dtype, variant));
             }
         }
     }

@@ -52,7 +52,7 @@ impl CudaKernel for Linformer {
             return unsupported("a paged KV layout or a softcap: linformer has neither".into());
         }
         tensor_core::supports("linformer", problem)?;
-        tensor_core::has_plain_scores("linformer", problem)?;
+        tensor_core::is_plain("linformer", problem)?;
         if compiled_dims(problem.head_dim_qk, problem.head_dim_v).is_none() {
             let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: linformer has up to 256:256"));

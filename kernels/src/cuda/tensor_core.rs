@@ -26,7 +26,7 @@ pub(super) fn element(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Refuses what no kernel on tensor cores does: f32, mixed dtypes, rows that are not whole 16-byte chunks.
+/// Refuses what no kernel on tensor cores does: f32 and mixed dtypes.
 pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
     if problem.dtype == Dtype::F32 {
@@ -35,20 +35,20 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
     if problem.dtype_kv != problem.dtype {
         return unsupported(format!("keys in another dtype than queries: {kernel} multiplies equal ones"));
     }
-    for (what, dim) in [("d_qk", problem.head_dim_qk), ("d_v", problem.head_dim_v)] {
-        if dim % 8 != 0 {
-            return unsupported(format!(
-                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive has any)"
-            ));
-        }
-    }
     Ok(())
 }
 
-/// Refuses what kernels without the variant [`Scores::Any`] do not do: biases, sinks, and scales that turn the order of
-/// scores around.
-pub(super) fn has_plain_scores(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+/// Refuses what only kernels with the variant [`Variant::General`] do, and sinks: rows that are not whole 16-byte chunks,
+/// biases, and scales that turn the order of scores around.
+pub(super) fn is_plain(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
+    for (what, dim) in [("d_qk", problem.head_dim_qk), ("d_v", problem.head_dim_v)] {
+        if dim % 8 != 0 {
+            return unsupported(format!(
+                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive and flash have any)"
+            ));
+        }
+    }
     if problem.bias != Bias::None || problem.sinks {
         return unsupported(format!("a bias or sinks: {kernel} has masks by pattern and softcap only"));
     }
@@ -60,32 +60,33 @@ pub(super) fn has_plain_scores(kernel: &str, problem: &AttentionProblem) -> Resu
 
 /// How scores come about: `SCORES` of `attend.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scores {
+pub(super) enum Variant {
     /// A positive scale.
     Plain,
     /// A positive scale and a softcap.
     Capped,
-    /// Any scale, a softcap where there is one, any bias.
-    Any,
+    /// Any scale, a softcap where there is one, any bias, any head dimensions.
+    General,
 }
 
-impl Scores {
-    pub(super) const ALL: [Scores; 3] = [Scores::Plain, Scores::Capped, Scores::Any];
+impl Variant {
+    pub(super) const ALL: [Variant; 3] = [Variant::Plain, Variant::Capped, Variant::General];
 
     /// The variant that a problem needs. Sinks take part only at the end, in every variant.
-    pub(super) fn of(problem: &AttentionProblem) -> Scores {
-        if problem.bias != Bias::None || problem.effective_scale() <= 0.0 {
-            Scores::Any
+    pub(super) fn of(problem: &AttentionProblem) -> Variant {
+        let is_whole = problem.head_dim_qk % 8 == 0 && problem.head_dim_v % 8 == 0;
+        if problem.bias != Bias::None || problem.effective_scale() <= 0.0 || !is_whole {
+            Variant::General
         } else if problem.softcap.is_some() {
-            Scores::Capped
+            Variant::Capped
         } else {
-            Scores::Plain
+            Variant::Plain
         }
     }
 
     /// The define of a module.
     pub(super) fn define(self) -> (&'static str, String) {
-        ("SCORES", (self as u32).to_string())
+        ("VARIANT", (self as u32).to_string())
     }
 }
 

@@ -84,6 +84,11 @@ fn biases_and_sinks() {
             check_all(&problem);
         }
     }
+    // Rows that are no whole chunks, in shares and alone.
+    for (dim, dim_v, length) in [(33, 63, 1000), (5, 1, 90)] {
+        let odd = AttentionProblem { head_dim_v: dim_v, ..problem(Dtype::Bf16, (4, 2), (2, length), dim) };
+        check_all(&odd);
+    }
     let mut turned = problem(Dtype::F16, (4, 1), (2, 300), 128);
     turned.scale = Some(-0.1);
     check_all(&turned);

@@ -73,8 +73,23 @@ fn windows() {
 /// Every compiled width, and widths that fill one in part.
 #[test]
 fn head_dimensions() {
-    let dims =
-        [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24)];
+    let dims = [
+        (64, 64),
+        (96, 96),
+        (128, 128),
+        (192, 128),
+        (192, 192),
+        (256, 256),
+        (40, 72),
+        (8, 8),
+        (104, 128),
+        (200, 24),
+        (1, 1),
+        (7, 20),
+        (65, 33),
+        (80, 3),
+        (255, 249),
+    ];
     for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
         let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (70, 150), dim_qk);
         problem.head_dim_v = dim_v;

@@ -55,6 +55,11 @@ impl Telemetry {
         self.blank.clone()
     }
 
+    /// Whether there is a GPU that answers.
+    pub fn is_watching(&self) -> bool {
+        self.gpu.is_some()
+    }
+
     /// Whether the GPU is gone.
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
