@@ -43,4 +43,31 @@ inline MemoryBarrier &memory_barrier(u32 address, int line) {
     fail(line, "shared address %u is no initialised mbarrier", address - SHARED_BASE);
 }
 
+// Begins the next phase where this one is complete, and lets go who waits.
+inline void finish_phase(MemoryBarrier &barrier) {
+    if (barrier.missing || barrier.bytes || !barrier.tiles.empty()) return;
+    barrier.missing = barrier.arrivals;
+    barrier.phase ^= 1;
+    release(barrier.waiting);
+    memset(barrier.waiting, 0, sizeof barrier.waiting);
+}
+
+// Arrives once, after announcing bytes that copies will bring.
+inline void arrive(u32 address, u32 bytes, int line) {
+    read_shared(address, 8, line);
+    MemoryBarrier &barrier = memory_barrier(address, line);
+    Warp &warp = *machine->current->warp;
+    publish(warp, barrier.clock);
+    // What this warp does from here on is not covered by the arrival. Its other lanes have to arrive for themselves.
+    warp.epoch++;
+    if (!barrier.missing) fail(line, "the mbarrier at %u is arrived at more often than a phase has arrivals", address - SHARED_BASE);
+    barrier.bytes += bytes;
+    barrier.missing--;
+    if (barrier.missing) return;
+    // Only copies may be missing now, and a thread that waits brings those about.
+    release(barrier.waiting);
+    memset(barrier.waiting, 0, sizeof barrier.waiting);
+    finish_phase(barrier);
+}
+
 } // namespace shim

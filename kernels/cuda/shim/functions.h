@@ -4,6 +4,7 @@
 #include "barriers.h"
 #include "copies.h"
 #include "launch.h"
+#include "tiles.h"
 #include "warps.h"
 
 inline u32 thread_index() { return shim::machine->current->index.x; }
@@ -87,27 +88,24 @@ inline void mbarrier_init(u32 address, u32 arrivals, LINE) {
     shim::MemoryBarrier barrier = {};
     barrier.address = address;
     barrier.arrivals = barrier.missing = arrivals;
+    barrier.initialised_by = shim::machine->current->number;
     barriers.push_back(barrier);
 }
 // The shared memory of an mbarrier is read by every use, so that a use before its initialisation is visible is a race.
 inline void mbarrier_arrive(u32 address, LINE) {
-    shim::read_shared(address, 8, line);
-    shim::MemoryBarrier &barrier = shim::memory_barrier(address, line);
-    shim::Warp &warp = *shim::machine->current->warp;
-    shim::publish(warp, barrier.clock);
-    // What this warp does from here on is not covered by the arrival. Its other lanes have to arrive for themselves.
-    warp.epoch++;
-    if (--barrier.missing) return;
-    barrier.missing = barrier.arrivals;
-    barrier.phase ^= 1;
-    shim::release(barrier.waiting);
-    memset(barrier.waiting, 0, sizeof barrier.waiting);
+    shim::arrive(address, 0, line);
+}
+inline void mbarrier_arrive_expect(u32 address, u32 bytes, LINE) { shim::arrive(address, bytes, line); }
+inline void fence_mbarrier_init() {
+    for (shim::MemoryBarrier &barrier : shim::machine->memory_barriers)
+        if (barrier.initialised_by == shim::machine->current->number) barrier.is_fenced = true;
 }
 inline void mbarrier_wait(u32 address, u32 parity, LINE) {
     shim::read_shared(address, 8, line);
     shim::Thread &self = *shim::machine->current;
     for (;;) {
         shim::MemoryBarrier &barrier = shim::memory_barrier(address, line);
+        if ((barrier.phase & 1) == (parity & 1)) shim::complete_tiles(barrier, line);
         if ((barrier.phase & 1) != (parity & 1)) {
             shim::learn(*self.warp, barrier.clock);
             return;
@@ -116,6 +114,16 @@ inline void mbarrier_wait(u32 address, u32 parity, LINE) {
         barrier.waiting[self.warp->number] |= 1u << self.lane;
         shim::give_way(self);
     }
+}
+
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y}, 2, barrier, line);
+}
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y, z}, 3, barrier, line);
+}
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, i32 w, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y, z, w}, 4, barrier, line);
 }
 
 inline f32 shuffle_xor(f32 value, u32 mask, LINE) {

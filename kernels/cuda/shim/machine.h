@@ -24,6 +24,7 @@ typedef float f32;
 
 #define DEVICE inline
 #define KERNEL(threads, blocks) static void
+#define GRID_CONSTANT
 #define ENTRY(name) static const shim::Register<&name> register_##name{#name};
 // The source line of the caller, so that an error names the kernel's line.
 #define LINE int line = __builtin_LINE()
@@ -31,6 +32,8 @@ typedef float f32;
 struct alignas(16) Vec4 {
     u32 word[4];
 };
+
+struct TensorMap;
 
 namespace shim {
 
@@ -104,8 +107,21 @@ struct Barrier {
     int line;
 };
 
+// A tile on its way: where it goes, who asked for it, and which box.
+struct TileCopy {
+    u32 to, bytes, warp, epoch;
+    const TensorMap *map;
+    i32 at[5];
+};
+
+// A phase ends when no arrival is missing and `bytes`, announced less copied, is 0.
 struct MemoryBarrier {
     u32 address, arrivals, missing, phase;
+    i64 bytes;
+    // Whether the copy engine sees that it was initialised, and by whom it was.
+    bool is_fenced;
+    u32 initialised_by;
+    std::vector<TileCopy> tiles;
     u32 clock[MAX_WARPS];
     u32 waiting[MAX_WARPS];
 };

@@ -16,7 +16,8 @@
 //   machine.h    the state of a block in flight          barriers.h   barriers of a block, mbarriers
 //   fibers.h     threads, and how they take turns        warps.h      shuffles, ldmatrix, mma
 //   memory.h     checked accesses, races                 launch.h     kernels by name, launches
-//   copies.h     cp.async                                functions.h  all of this under the names of ptx.cuh
+//   copies.h     cp.async                                tiles.h      TMA: tensor maps, swizzles, tiles
+//   functions.h  all of this under the names of ptx.cuh
 #pragma once
 
 #include "functions.h"

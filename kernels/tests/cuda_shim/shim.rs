@@ -47,6 +47,17 @@ pub(crate) struct Compiled {
     library: Library,
 }
 
+impl Compiled {
+    /// A function that the shim exports.
+    ///
+    /// # Safety
+    /// The type is the function's.
+    pub(crate) unsafe fn get<T: Copy>(&self, name: &[u8]) -> T {
+        // SAFETY: the caller's.
+        *unsafe { self.library.get::<T>(name) }.expect("the shim exports it")
+    }
+}
+
 /// One slot a module, filled by whoever needs it first.
 type Slot = Arc<OnceLock<Compiled>>;
 type Slots = HashMap<(PathBuf, Vec<String>), Slot>;
