@@ -138,3 +138,19 @@ fn schemas_and_completions_are_printed() {
         assert!(code == 0 && script.contains("baseline"), "{shell}");
     }
 }
+
+/// Whether or not this machine has NVRTC: an empty folder has none.
+#[test]
+fn a_missing_nvrtc_is_named_once_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::cargo_bin("attnbench").unwrap();
+    command.args(["kernels", "--resources", "--arch", "sm_80"]).env("ATTNBENCH_NVRTC", dir.path());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&dir.path().display().to_string()) && said.contains("ci/nvrtc.sh"), "{said}");
+    // A file of that name that is no library: the loader's own words, and the name once.
+    std::fs::write(dir.path().join("libnvrtc.so.13"), "no library").unwrap();
+    let said = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+    assert!(said.contains("libnvrtc.so.13") && !said.contains("dlopen failed"), "{said}");
+}

@@ -41,9 +41,11 @@ pub struct Cubin {
     pub log: String,
 }
 
-/// What the system's loader says, which the error itself calls `dlopen failed`.
-fn cause(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// What the system's loader says of a library, which the error itself calls `dlopen failed`; it names the library, or this does.
+fn cause(path: &Path, error: &libloading::Error) -> String {
+    let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let name = path.display().to_string();
+    if said.contains(&name) { said } else { format!("{name}: {said}") }
 }
 
 type Program = *mut c_void;
@@ -114,14 +116,14 @@ impl Nvrtc {
         for path in builtins {
             // SAFETY: loading runs NVIDIA's initialisers, which expect nothing of us.
             let library = unsafe { Library::new(path) };
-            let missing = |error| NvrtcError::Missing(format!("{}: {}", path.display(), cause(&error)));
+            let missing = |error| NvrtcError::Missing(cause(path, &error));
             libraries.push(library.map_err(missing)?);
         }
         for path in candidates {
             // SAFETY: as above.
             match unsafe { Library::new(path) } {
                 Ok(library) => return Nvrtc::bind(library, libraries),
-                Err(error) => reasons.push(format!("{}: {}", path.display(), cause(&error))),
+                Err(error) => reasons.push(cause(path, &error)),
             }
         }
         Err(NvrtcError::Missing(reasons.join("; ")))

@@ -179,7 +179,7 @@ impl TemporaryFile {
     fn new(bytes: &[u8]) -> std::io::Result<TemporaryFile> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("attnbench-{}-{number}.cubin", std::process::id()));
+        let path = std::env::temp_dir().join(format!("attn-kernels-{}-{number}.cubin", std::process::id()));
         OpenOptions::new().write(true).create_new(true).open(&path)?.write_all(bytes)?;
         Ok(TemporaryFile { path })
     }
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     #[cfg(unix)]
     fn a_tool_is_given_the_code_and_its_failures_are_named() {
-        let folder = std::env::temp_dir().join(format!("attnbench-sass-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("attn-kernels-sass-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("recorded"), CUOBJDUMP).unwrap();
         let show = format!("[ \"$(cat $2)\" = code ] && [ $1 = -sass ] && cat '{}/recorded'", folder.display());

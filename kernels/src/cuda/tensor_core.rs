@@ -74,7 +74,7 @@ impl Variant {
 
     /// The variant that a problem needs. Sinks take part only at the end, in every variant.
     pub(super) fn of(problem: &AttentionProblem) -> Variant {
-        let is_whole = problem.head_dim_qk % 8 == 0 && problem.head_dim_v % 8 == 0;
+        let is_whole = problem.head_dim_qk.is_multiple_of(8) && problem.head_dim_v.is_multiple_of(8);
         if problem.bias != Bias::None || problem.effective_scale() <= 0.0 || !is_whole {
             Variant::General
         } else if problem.softcap.is_some() {

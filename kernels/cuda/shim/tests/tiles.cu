@@ -72,16 +72,20 @@ KERNEL(THREADS, 1) ring(const GRID_CONSTANT TensorMap map, Global<u32> to, i32 c
 }
 ENTRY(ring)
 
-// The next tile over one that consumers still read.
+// The next tile, on another barrier, over one that others still read.
 KERNEL(THREADS, 1) ring_without_empty(const GRID_CONSTANT TensorMap map, Global<u32> to, i32 x, i32 y, u32 bytes) {
-    begin(1);
-    const u32 barrier = shared_memory() + BARRIER;
+    if (thread_index() == 0) {
+        mbarrier_init(shared_memory() + BARRIER, 1), mbarrier_init(shared_memory() + BARRIER + 8, 1);
+        fence_mbarrier_init();
+    }
+    sync_threads();
     for (u32 turn = 0; turn < 2; turn++) {
+        const u32 barrier = shared_memory() + BARRIER + turn * 8;
         if (thread_index() == 32) {
             mbarrier_arrive_expect(barrier, bytes);
             copy_tile(shared_memory() + TILE, map, x, y, barrier);
         }
-        mbarrier_wait(barrier, turn);
+        mbarrier_wait(barrier, 0);
         show(to, bytes);
     }
 }
