@@ -56,6 +56,8 @@ fn bad_input_is_one_clear_error_and_exit_code_2() {
         (vec!["baseline", "show", "ci"], "there are none yet"),
         (vec!["compare", RECORD, RECORD, "--policy", "/dev/zero"], "gate policy `/dev/zero`: the file is larger than"),
         (vec!["schema", "nonsense"], "invalid value 'nonsense'"),
+        (vec!["kernels", "--resources", "--arch", "sm_12"], "these kernels are for sm_80 and later"),
+        (vec!["kernels", "--resources", "--arch", "sm_80,pascal"], "an architecture is named sm_80"),
     ] {
         let (code, _, stderr) = attnbench(dir.path(), &args);
         assert_eq!(code, 2, "{args:?}: {stderr}");
@@ -135,4 +137,20 @@ fn schemas_and_completions_are_printed() {
         let (code, script, _) = attnbench(dir.path(), &["completions", shell]);
         assert!(code == 0 && script.contains("baseline"), "{shell}");
     }
+}
+
+/// Whether or not this machine has NVRTC: an empty folder has none.
+#[test]
+fn a_missing_nvrtc_is_named_once_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::cargo_bin("attnbench").unwrap();
+    command.args(["kernels", "--resources", "--arch", "sm_80"]).env("ATTNBENCH_NVRTC", dir.path());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&dir.path().display().to_string()) && said.contains("ci/nvrtc.sh"), "{said}");
+    // A file of that name that is no library: the loader's own words, and the name once.
+    std::fs::write(dir.path().join("libnvrtc.so.13"), "no library").unwrap();
+    let said = String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned();
+    assert!(said.contains("libnvrtc.so.13") && !said.contains("dlopen failed"), "{said}");
 }

@@ -107,6 +107,9 @@ class TorchProvider(Provider):
         if not is_there:
             raise Unsupported(f"PyTorch {torch.__version__} finds no device `{self.device}`")
         properties = self.api.get_device_properties()
+        # Newer versions of PyTorch tell it, without the prefix that NVML has.
+        uuid = getattr(properties, "uuid", None)
+        self.gpu_uuid = f"GPU-{uuid}" if self.device == "cuda" and uuid else None
         self.clock_ghz = getattr(properties, "clock_rate", 2e6) * 1e-6
         flushed_bytes = 2 * (getattr(properties, "L2_cache_size", 0) or 128 << 20)
         self.sweep = torch.empty(flushed_bytes, dtype=torch.uint8, device=self.device)

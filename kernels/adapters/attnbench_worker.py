@@ -167,6 +167,7 @@ class Provider:
 
     name = ""
     device = "cpu"
+    gpu_uuid = None  # of the GPU that it uses, as NVML writes it: the coordinator then watches its clocks, heat and power
     kernels = ()
 
     def load(self):
@@ -530,6 +531,7 @@ class Worker:
             "protocol": PROTOCOL,
             "provider": self.provider.name,
             "device": self.provider.device,
+            "gpu_uuid": self.provider.gpu_uuid,
             "versions": versions if self.missing else {**versions, **self.provider.versions()},
             "timing_hash": hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16],
             "golden_hash": attnbench_inputs.golden_hash(),

@@ -48,6 +48,7 @@ template <int TILE_ROWS, int DIM> struct Tile {
     template <int THREADS, class Start>
     DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
         thread = opaque(thread);
+        if (VARIANT == GENERAL_VARIANT && dim % 8 != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
         constexpr int STRIDE = THREADS / PANEL;
         static_assert(TILE_ROWS % STRIDE == 0 || TILE_ROWS < STRIDE, "each thread copies whole columns of chunks");
         const u32 row = thread / PANEL, column = thread % PANEL;
@@ -62,6 +63,27 @@ template <int TILE_ROWS, int DIM> struct Tile {
             for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
                 const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
                 copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * 8, is_valid);
+            }
+        }
+    }
+
+    // The same of rows that are no whole chunks, whose elements only are aligned: these copies are over when it returns.
+    template <int THREADS, class Start>
+    DEVICE void copy_elements(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int STRIDE = THREADS / PANEL;
+        const u32 row = thread / PANEL, column = thread % PANEL;
+#pragma unroll 1
+        for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
+            const bool exists = first + int(row) + i * STRIDE < end;
+            const i64 at = start(first + row + i * STRIDE);
+            if (TILE_ROWS < STRIDE && row >= TILE_ROWS) break;
+#pragma unroll 1
+            for (u32 index = column; index < DIM / 8; index += PANEL) {
+                Vec4 v = {};
+#pragma unroll
+                for (u32 e = 0; e < 8; e++)
+                    if (exists && int(index * 8 + e) < dim) v.word[e / 2] |= u32(load(from, at + index * 8 + e)) << e % 2 * 16;
+                store_shared_vec4(chunk(row + i * STRIDE, index), v);
             }
         }
     }
@@ -192,6 +214,10 @@ template <int M> struct Softmax {
 
     // 1 / sum, and 0 for rows that see nothing.
     DEVICE f32 inverse(int m, int half) const { return sum[m][half] > 0.0f ? 1.0f / sum[m][half] : 0.0f; }
+    // The same with the sink of a head in the sum.
+    DEVICE f32 inverse(int m, int half, f32 factor, Global<const f32> sinks, int head) const {
+        return inverse_with_sink(sum[m][half], largest[m][half] * factor, sinks, head);
+    }
 
     // The natural logarithm of the sum of exponentials.
     DEVICE f32 log_sum_exp(int m, int half, f32 factor) const {
@@ -217,6 +243,46 @@ template <int M, int N> DEVICE void soft_cap_all(f32 (&s)[M][N][4], const Geomet
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) s[m][n][i] = soft_cap(geometry, s[m][n][i]);
+}
+
+// Tensors of biases, of (query, key) of the longest sequence; null where there are none.
+struct Biases {
+    Global<const u8> seen;
+    Global<const u16> added;
+};
+
+// A row of scores that may have a bias: its query (of `count`), its position among the keys, the slope of its head.
+struct BiasedRow {
+    i32 query, count, position;
+    f32 slope;
+};
+
+// Scores of the general variant from products, of keys from `key` on, of which there are `len_kv`; `biased_row(row)` is a row of the
+// warp's.
+template <class Element, int M, int N, class Row>
+DEVICE void general_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key, int len_kv, u32 lane, Biases biases,
+                       Row biased_row) {
+    lane = opaque(lane);
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const BiasedRow row = biased_row(m * 16 + half * 8 + lane / 4);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int j = key + n * 8 + (lane % 4) * 2 + i;
+                    f32 &score = s[m][n][2 * half + i];
+                    score = geometry.softcap != 0.0f ? soft_cap(geometry, score) : score * geometry.scale;
+                    if (geometry.bias == ALIBI_BIAS)
+                        score -= row.slope * (row.position < j ? j - row.position : row.position - j);
+                    if (j >= len_kv || row.query >= row.count) continue;
+                    const i64 at = i64(row.query) * geometry.len_kv + j;
+                    if (geometry.bias == ADDITIVE_BIAS) score += Element::widen(load(biases.added, at));
+                    if (geometry.bias == BOOL_BIAS && load(biases.seen, at) == 0) score = minus_infinity();
+                }
+        }
 }
 
 // Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.
@@ -257,6 +323,7 @@ DEVICE void write_rows(Global<u16> to, const f32 (&o)[M][DIM / 8][4], const OTil
     constexpr int CHUNKS = DIM / 8;
     for (int item = lane; item < M * 16 * CHUNKS; item += 32) {
         int r = item / CHUNKS, index = item % CHUNKS;
-        if (r < count && index * 8 < dim) store_vec4(to, place(r) + index * 8, load_shared_vec4(tile.chunk(row + r, index)));
+        if (r < count && index * 8 < dim)
+            store_chunk(to, place(r), index * 8, dim, load_shared_vec4(tile.chunk(row + r, index)));
     }
 }

@@ -9,7 +9,7 @@
 // Keys are found by a `Rows` of the source that includes this: contiguous or through a page table.
 // Limit aimed at: the rate at which memory is read; WARPS * STAGES * 16 keys are in flight a block.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, STAGES, SOFTCAP (0, 1).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, STAGES, VARIANT (0, 1, 2: see geometry.cuh).
 #pragma once
 
 #include "attend.cuh"
@@ -22,7 +22,8 @@ constexpr int ROWS = 16, STEP = 16, WARPS = 4, THREADS = WARPS * 32;
 // which at the end hold the warps' results.
 template <class Keys>
 DEVICE void decode_block(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16> o, Global<f32> lse,
-                         Global<const Sequence> sequences, const Geometry &geometry, Partials partials, Keys keys) {
+                         Global<const f32> sinks, Biases biases, Global<const Sequence> sequences, const Geometry &geometry,
+                         Partials partials, Keys keys) {
     using QTile = Tile<ROWS, DIM_QK>;
     using KTile = Tile<STEP, DIM_QK>;
     using VTile = Tile<STEP, DIM_V>;
@@ -77,7 +78,7 @@ DEVICE void decode_block(Global<const u16> q, Global<const u16> k, Global<const 
     clear(out);
     Softmax<1> softmax;
     softmax.start();
-    const f32 factor = exponent_scale(geometry, SOFTCAP);
+    const f32 factor = exponent_scale(geometry, VARIANT != PLAIN_VARIANT);
     const u32 q_at = query_place(q_tile, 0, lane);
 
     // Every warp reads all of Q: of the thread's groups, Q's is the oldest.
@@ -94,8 +95,14 @@ DEVICE void decode_block(Global<const u16> q, Global<const u16> k, Global<const 
         const VTile v_tile{k_tile.base + KTile::BYTES};
         f32 s[1][STEP / 8][4];
         scores<Element, 1, STEP, QTile, KTile, DIM_QK>(s, q_at, key_place(k_tile, 0, lane));
-        if (SOFTCAP) soft_cap_all(s, geometry);
         const int key = first + step * STEP;
+        if (VARIANT == CAPPED_VARIANT) soft_cap_all(s, geometry);
+        if (VARIANT == GENERAL_VARIANT)
+            general_scores<Element>(s, geometry, key, sequence.len_kv, lane, biases, [&](int row) {
+                const PackedRow packed(first_row + row, group, head_kv);
+                return BiasedRow{packed.query, sequence.len_q, packed.query + sequence.query_offset,
+                                 alibi_slope(geometry, packed.head)};
+            });
         if (key + STEP > end ||
             !all_see(geometry, sequence, first_row / group, (first_row + row_count - 1) / group, key, key + STEP))
             mask(s, key, lane, [&](int row) {
@@ -142,17 +149,19 @@ DEVICE void decode_block(Global<const u16> q, Global<const u16> k, Global<const 
                 for (int i = 0; i < 4; i++) x[4 * half + i] += weight * bits_to_f32(part.word[i]);
             }
         }
-        const f32 inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+        const PackedRow packed(first_row + row, group, head_kv);
+        // A sink belongs to all keys, not to a share of them: where there are several, `combine` adds it.
+        const f32 inverse = inverse_with_sink(sum, base, partials.splits == 1 ? sinks : Global<const f32>{}, packed.head);
         for (int i = 0; i < 8; i++) x[i] *= inverse;
         const f32 log_sum = sum > 0.0f ? base + log2_fast(sum) : minus_infinity();
-        const PackedRow packed(first_row + row, group, head_kv);
         if (partials.splits == 1) {
-            store_vec4(o + sequence.o, packed.head * geometry.o.head + packed.query * geometry.o.token + column, pack8<Element>(x));
+            store_chunk(o + sequence.o, packed.head * geometry.o.head + packed.query * geometry.o.token, column, geometry.dim_v,
+                        pack8<Element>(x));
             if (lse.exists() && column == 0)
                 store(lse, partial_row(geometry, 0, number, packed.head, packed.query), log_sum * LN_2);
         } else {
             const i64 at = partial_row(geometry, split, number, packed.head, packed.query);
-            store8(partials.o, at * geometry.dim_v + column, x);
+            store8(partials.o, at * partial_pitch(geometry) + column, x);
             if (column == 0) store(partials.lse, at, log_sum);
         }
     }

@@ -8,11 +8,12 @@
 //
 // Copies: V of a tile arrives during Q K^T, K of the next one during the softmax and P V; two barriers a tile.
 // Tiles (ROWS x KEYS, warps): d64 and d96 128 x 64, 4; d128 128 x 32, 4; d192, d256 and 192:128 128 x 64, 8. With 64 keys,
-// d128 would spill registers; so would a softcap, with which d96 is 128 x 32, 4 and d128 128 x 64, 8.
+// d128 would spill registers; so would a softcap, with which d96 is 128 x 32, 4 and d128 128 x 64, 8. The general variant
+// is 128 x 32, 8 throughout.
 // Limit aimed at: the rate of mma.m16n8k16. Every fragment of K and V serves ROWS / (16 warps) products; with two, loads
 // from shared memory take half as long as the products.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, WARPS, SOFTCAP (0, 1).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, WARPS, VARIANT (0, 1, 2: see geometry.cuh).
 #include "attend.cuh"
 
 using Element = ELEMENT;
@@ -38,7 +39,8 @@ struct Work {
 // Grid: query tiles * query heads * batch, tiles fastest. Shared memory: Q (or O where larger), K, V.
 KERNEL(THREADS, 1)
 flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16> o, Global<f32> lse,
-      Global<const Sequence> sequences, Geometry geometry) {
+      Global<const f32> sinks, Global<const u8> bool_bias, Global<const u16> additive_bias, Global<const Sequence> sequences,
+      Geometry geometry) {
     constexpr int Q_BYTES = QTile::BYTES > OTile::BYTES ? QTile::BYTES : OTile::BYTES;
     const QTile q_tile{shared_memory()};
     const KTile k_tile{shared_memory() + Q_BYTES};
@@ -48,7 +50,7 @@ flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16>
     clear(out);
     Softmax<M> softmax;
     softmax.start();
-    const f32 factor = exponent_scale(geometry, SOFTCAP);
+    const f32 factor = exponent_scale(geometry, VARIANT != PLAIN_VARIANT);
     {
         const Work work(geometry);
         const Sequence sequence = sequence_at(geometry, sequences, work.number);
@@ -90,7 +92,12 @@ flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16>
                 copy_async_commit();
             }
 
-            if (SOFTCAP) soft_cap_all(s, geometry);
+            if (VARIANT == CAPPED_VARIANT) soft_cap_all(s, geometry);
+            if (VARIANT == GENERAL_VARIANT)
+                general_scores<Element>(s, geometry, tile * KEYS, sequence.len_kv, lane, Biases{bool_bias, additive_bias}, [&](int row) {
+                    const i32 query = first + warp_row + row;
+                    return BiasedRow{query, sequence.len_q, query + sequence.query_offset, alibi_slope(geometry, work.head)};
+                });
             if (!all_see(geometry, sequence, first, last, tile * KEYS, (tile + 1) * KEYS))
                 mask(s, tile * KEYS, lane,
                      [&](int row) { return keys_of_row(geometry, sequence, first + warp_row + row); });
@@ -113,7 +120,8 @@ flash(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16>
     if (DIM_QK != DIM_V) sync_threads();
     write_rows<Element, M, DIM_V>(
         o + (sequence.o + work.head * geometry.o.head + row * geometry.o.token), out, OTile{shared_memory()}, warp_row,
-        count, geometry.dim_v, lane, [&](int m, int half) { return softmax.inverse(m, half); },
+        count, geometry.dim_v, lane,
+        [&](int m, int half) { return softmax.inverse(m, half, factor, sinks, work.head); },
         [&](int r) { return r * geometry.o.token; });
 }
 ENTRY(flash)

@@ -22,6 +22,8 @@ struct Geometry {
     f32 scale, softcap;
     // Tokens a page and entries a sequence of the page table; 0 where not paged.
     i32 page_size, pages_a_sequence;
+    // A `Bias`.
+    i32 bias, unused;
 };
 
 // One sequence of a ragged batch: its lengths and where its first token lies, in elements.
@@ -31,6 +33,16 @@ struct Sequence {
     i32 query_offset;
     i32 unused;
 };
+
+// What is added to scores: nothing, minus infinity by a mask, a tensor, a slope times the distance.
+enum Bias { NO_BIAS, BOOL_BIAS, ADDITIVE_BIAS, ALIBI_BIAS };
+
+// What a kernel is compiled for, as its define VARIANT says: a positive scale, applied on the way to a power of two; that and a
+// softcap; or everything: any scale, a softcap where there is one, a bias, head dimensions that are no multiples of 8.
+enum { PLAIN_VARIANT, CAPPED_VARIANT, GENERAL_VARIANT };
+#ifndef VARIANT
+#define VARIANT PLAIN_VARIANT
+#endif
 
 // Sequence number `index`; the table is null where all have the same lengths.
 DEVICE Sequence sequence_at(const Geometry &geometry, Global<const Sequence> table, i32 index) {
@@ -82,4 +94,25 @@ DEVICE f32 soft_cap(const Geometry &geometry, f32 score) {
     const f32 cap = geometry.softcap;
     const f32 power = exp2_fast(score * (geometry.scale * (2.0f * LOG2_E) * reciprocal_fast(cap)));
     return cap - 2.0f * cap * reciprocal_fast(power + 1.0f);
+}
+
+// The slope of a query head (Press et al. 2022, ALiBi): what a score loses for each position between query and key.
+DEVICE f32 alibi_slope(const Geometry &geometry, int head) { return exp2_fast(-8.0f * (head + 1) / geometry.heads_q); }
+
+// 1 / (sum + 2^(sink - base)) for a row whose weights add up to `sum` relative to 2^base; a sink is one more score, of no
+// value, and may be larger than all others. A row that sees nothing stays 0.
+DEVICE f32 inverse_with_sink(f32 sum, f32 base, Global<const f32> sinks, int head) {
+    if (!(sum > 0.0f)) return 0.0f;
+    if (!sinks.exists()) return 1.0f / sum;
+    const f32 distance = load(sinks, head) * LOG2_E - base;
+    const f32 weight = exp2_fast(distance <= 0.0f ? distance : -distance);
+    return distance <= 0.0f ? 1.0f / (sum + weight) : weight / (1.0f + sum * weight);
+}
+
+// Stores 8 columns of a row from `column` on, of which `dim` exist; only the general variant has rows that are no whole chunks.
+DEVICE void store_chunk(Global<u16> to, i64 row, int column, int dim, Vec4 v) {
+    if (VARIANT != GENERAL_VARIANT || dim % 8 == 0) return store_vec4(to, row + column, v);
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+        if (column + e < dim) store(to, row + column + e, u16(v.word[e / 2] >> e % 2 * 16));
 }

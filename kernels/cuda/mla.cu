@@ -172,7 +172,7 @@ ENTRY(mla)
 
 KERNEL(COMBINE_WARPS * 32, 1)
 combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const Sequence> sequences, Geometry geometry, i32 splits) {
-    combine_rows<Element>(partial_o, partial_lse, o, lse, sequences, geometry, splits);
+        Global<const f32> sinks, Global<const Sequence> sequences, Geometry geometry, i32 splits) {
+    combine_rows<Element>(partial_o, partial_lse, o, lse, sinks, sequences, geometry, splits);
 }
 ENTRY(combine)

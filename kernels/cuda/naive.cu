@@ -1,7 +1,7 @@
 // Attention as its definition reads: scores of all pairs in memory in f32, a softmax of each row, a product with V.
 //
 // Three kernels with memory of batch * heads * queries * keys between them: the baseline of the field, whose memory is what
-// the others avoid. All dtypes, patterns (but BigBird, whose blocks are drawn), biases and sinks.
+// the others avoid. All dtypes, patterns, biases and sinks; of BigBird, whose blocks are drawn, a table says who sees whom.
 //
 // Tiles: 64 x 64 numbers a block of 256 threads (product.cuh). Limit aimed at: none; multiplied and added in f32.
 //
@@ -13,7 +13,7 @@ using Storage = Element::Storage;
 
 // A pattern besides the band of the geometry: which, and its numbers. `src/cuda/naive.rs` fills it in.
 struct Pattern {
-    enum Kind { BAND, DILATED, LONGFORMER, STRIDED, FIXED };
+    enum Kind { BAND, DILATED, LONGFORMER, STRIDED, FIXED, BIGBIRD };
     i32 kind, window, step, global;
 
     DEVICE static bool is_near(i32 distance, i32 window, i32 step) {
@@ -32,8 +32,18 @@ struct Pattern {
     }
 };
 
-// What is added to scores: nothing, a mask, a tensor, a slope times the distance.
-enum Bias { NO_BIAS, BOOL_BIAS, ADDITIVE_BIAS, ALIBI_BIAS };
+// Where the table of blocks has those of a sequence: at `start`, for each head and each of `rows` block rows, the first of
+// which is `first`, `words` of 32 bits with a bit a key block.
+struct DrawnBlocks {
+    u32 start;
+    i32 first, rows, words;
+};
+
+// Whether the row at position p sees the block of key j, `size` being the keys of a block.
+DEVICE bool sees_block(Global<const u32> table, const DrawnBlocks &drawn, int head, i32 size, i32 p, i32 j) {
+    const i32 row = (p - drawn.first * size) / size, block = j / size;
+    return load(table, drawn.start + (i64(head) * drawn.rows + row) * drawn.words + block / 32) >> block % 32 & 1;
+}
 
 DEVICE i64 score_row(const Geometry &geometry, int number, int head, int query) {
     return ((i64(number) * geometry.heads_q + head) * geometry.len_q + query) * geometry.len_kv;
@@ -42,7 +52,8 @@ DEVICE i64 score_row(const Geometry &geometry, int number, int head, int query) 
 // Grid: key tiles * query tiles * heads * batch.
 KERNEL(PRODUCT_THREADS, 1)
 naive_scores(Global<const Storage> q, Global<const Storage> k, Global<const Sequence> sequences, Geometry geometry,
-             Pattern pattern, i32 bias, Global<const u8> bool_bias, Global<const Storage> additive_bias, Global<f32> scores) {
+             Pattern pattern, Global<const DrawnBlocks> drawn_blocks, Global<const u32> blocks, Global<const u8> bool_bias,
+             Global<const Storage> additive_bias, Global<f32> scores) {
     const int key_tiles = ceil_div(geometry.len_kv, PRODUCT_TILE), query_tiles = ceil_div(geometry.len_q, PRODUCT_TILE);
     const int key = block_index() % key_tiles * PRODUCT_TILE, rest = block_index() / key_tiles;
     const int query = rest % query_tiles * PRODUCT_TILE, head = rest / query_tiles % geometry.heads_q;
@@ -60,7 +71,9 @@ naive_scores(Global<const Storage> q, Global<const Storage> k, Global<const Sequ
         [&](int d, int column) {
             return key + column < sequence.len_kv ? Element::widen(load(k, (key + column) * geometry.k.token + d)) : 0.0f;
         });
-    const f32 slope = exp2_fast(-8.0f * (head + 1) / geometry.heads_q);
+    const f32 slope = alibi_slope(geometry, head);
+    const i32 bias = geometry.bias;
+    const DrawnBlocks drawn = drawn_blocks.exists() ? load_struct(drawn_blocks, number) : DrawnBlocks{};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = query + product_row() + i;
@@ -75,6 +88,7 @@ naive_scores(Global<const Storage> q, Global<const Storage> k, Global<const Sequ
             if (bias == ADDITIVE_BIAS) score += Element::widen(load(additive_bias, at));
             if (bias == ALIBI_BIAS) score -= slope * (p < column ? column - p : p - column);
             const bool is_seen = column >= seen.first && column < seen.end && pattern.sees(p, column) &&
+                                 (!blocks.exists() || sees_block(blocks, drawn, head, pattern.step, p, column)) &&
                                  (bias != BOOL_BIAS || load(bool_bias, at) != 0);
             store(scores, score_row(geometry, number, head, row) + column, is_seen ? score : minus_infinity());
         }
@@ -115,13 +129,7 @@ naive_softmax(Global<const Sequence> sequences, Geometry geometry, Global<const 
     if (lse.exists() && thread_index() == 0)
         store(lse, (i64(number) * geometry.heads_q + head) * geometry.len_q + query,
               sum > 0.0f ? base + log2_fast(sum) * LN_2 : minus_infinity());
-    // A sink is one more score, of no value, in the denominator; it may be larger than all others.
-    f32 scale = sum > 0.0f ? 1.0f / sum : 0.0f;
-    if (sinks.exists() && sum > 0.0f) {
-        const f32 sink = load(sinks, head);
-        scale = sink <= base ? 1.0f / (sum + exp2_fast((sink - base) * LOG2_E))
-                             : exp2_fast((base - sink) * LOG2_E) / (1.0f + sum * exp2_fast((base - sink) * LOG2_E));
-    }
+    const f32 scale = inverse_with_sink(sum, base * LOG2_E, sinks, head);
     for (int j = thread_index(); j < sequence.len_kv; j += SOFTMAX_THREADS)
         store(row, j, exp2_fast((load(row, j) - base) * LOG2_E) * scale);
 }

@@ -22,6 +22,8 @@ typedef float f32;
 #define DEVICE __device__ __forceinline__
 // A kernel of a block of at most `threads`, of which `blocks` should fit a multiprocessor.
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+// A parameter whose address a kernel takes, as copies of tiles take a tensor map's.
+#define GRID_CONSTANT __grid_constant__
 // Names a kernel to the host shim.
 #define ENTRY(name)
 
@@ -158,6 +160,42 @@ DEVICE void mbarrier_wait(u32 address, u32 parity) {
                  "WAIT: mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra WAIT; }" ::"r"(address), "r"(parity) : "memory");
 }
+
+// ---- Tiles (compute capability 9.0) -----------------------------------------------------------------------------------
+
+// What `cuTensorMapEncodeTiled` of the driver makes: a tensor, and the box that one copy brings. A parameter
+// `const GRID_CONSTANT TensorMap`.
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// Arrives, and announces bytes that copies will bring to this phase.
+DEVICE void mbarrier_arrive_expect(u32 address, u32 bytes) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(address), "r"(bytes)
+                 : "memory");
+}
+// Makes this thread's initialisations of mbarriers visible to the engine that copies tiles.
+DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Starts the copy of a tile to shared memory (aligned to 128 bytes; where it is swizzled, to its pattern of up to 1024): the box
+// of the map at these coordinates, innermost first, zeros outside of the tensor. Its bytes come to the mbarrier. One thread does
+// this.
+DEVICE void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+                     "r"(address), "l"(&map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
+DEVICE void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+                 "[%5];" ::"r"(address), "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
+DEVICE void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, i32 w, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+                 "[%6];" ::"r"(address), "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+                 : "memory");
+}
+#endif
 
 // ---- Warps ----------------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use attn_kernels::cpu;
+use attn_kernels::cuda::CUDA_KERNELS;
 use attn_kernels::cuda::nvrtc::Nvrtc;
 use attn_kernels::cuda::resources::{self, Resources};
+use attn_kernels::cuda::sass::Disassembler;
 use rayon::prelude::*;
 
 use super::{Exit, terminal};
@@ -23,7 +25,8 @@ use crate::suite::support;
   attnbench kernels          every kernel, with a table of mechanism x phase
   attnbench kernels --json   the same for programs
   attnbench kernels --resources --arch sm_90a
-                             compile every CUDA kernel with NVRTC; registers, spills and shared memory of each")]
+                             compile every CUDA kernel with NVRTC; registers, spills and shared memory of each,
+                             and its instructions where cuobjdump or nvdisasm is there")]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
@@ -32,7 +35,8 @@ pub struct Args {
     #[arg(long)]
     resources: bool,
     /// Architectures to compile for
-    #[arg(long, value_name = "SM", value_delimiter = ',', default_values = ["sm_80", "sm_90a"], requires = "resources")]
+    #[arg(long, value_name = "SM", value_delimiter = ',', default_values = ["sm_80", "sm_90a"], requires = "resources",
+        value_parser = architecture)]
     arch: Vec<String>,
     /// Fail where a kernel takes more registers than this file allows, spills, or has a stack
     #[arg(long, value_name = "FILE", requires = "resources")]
@@ -42,20 +46,29 @@ pub struct Args {
     update_budget: bool,
 }
 
+/// An architecture, refused before anything is loaded.
+fn architecture(name: &str) -> Result<String, String> {
+    resources::check_architecture(name).map(|()| name.to_owned())
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     if args.resources {
         return run_resources(&args);
     }
-    let kernels: Vec<KernelListing> = cpu::KERNELS
-        .iter()
-        .map(|kernel| KernelListing {
-            provider: "cpu",
-            name: kernel.name(),
-            summary: kernel.summary(),
-            supports: support(*kernel),
-        })
-        .collect();
+    let cpu = cpu::KERNELS.iter().map(|kernel| KernelListing {
+        provider: "cpu",
+        name: kernel.name(),
+        summary: kernel.summary(),
+        supports: support(&|problem| kernel.supports(problem).is_ok()),
+    });
+    let cuda = CUDA_KERNELS.iter().map(|kernel| KernelListing {
+        provider: "cuda",
+        name: kernel.name(),
+        summary: kernel.summary(),
+        supports: support(&|problem| kernel.supports(problem).is_ok()),
+    });
+    let kernels: Vec<KernelListing> = cpu.chain(cuda).collect();
     if args.json {
         terminal::print_json(&kernels)?;
     } else {
@@ -72,11 +85,14 @@ fn run_resources(args: &Args) -> anyhow::Result<Exit> {
     };
     let nvrtc = Nvrtc::load()?;
     let modules = resources::all_modules();
+    // A budget is of registers: reading its machine code would be for nothing.
+    let disassembler = if args.budget.is_some() { None } else { Some(Disassembler::find()) };
+    let tool = disassembler.as_ref().and_then(|found| found.as_ref().ok());
     let mut found: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
     let mut complaints = Vec::new();
     for architecture in &args.arch {
         let kernels: Result<Vec<Vec<Resources>>, _> =
-            modules.par_iter().map(|module| resources::of_module(&nvrtc, module, architecture)).collect();
+            modules.par_iter().map(|module| resources::of_module(&nvrtc, module, architecture, tool)).collect();
         let mut kernels = kernels?.concat();
         kernels.sort_by(|a, b| (&a.module, &a.entry).cmp(&(&b.module, &b.entry)));
         match &mut budget {
@@ -98,6 +114,9 @@ fn run_resources(args: &Args) -> anyhow::Result<Exit> {
     } else if args.budget.is_none() {
         for (architecture, kernels) in &found {
             terminal::print(&listing::resources(architecture, kernels, terminal::width()))?;
+            if tool.is_some() {
+                terminal::print(&format!("\n{}", listing::instructions(architecture, kernels, terminal::width())))?;
+            }
         }
     } else {
         let count: usize = found.values().map(Vec::len).sum();
@@ -107,6 +126,9 @@ fn run_resources(args: &Args) -> anyhow::Result<Exit> {
             modules.len(),
             args.arch.join(", ")
         ))?;
+    }
+    if let Some(Err(missing)) = &disassembler {
+        eprintln!("{missing}");
     }
     for complaint in &complaints {
         eprintln!("{complaint}");

@@ -3,7 +3,7 @@
 use super::{Exit, terminal};
 use crate::record::schema::{PublishedSchema, SCHEMAS};
 
-/// Print the JSON Schema of a record, a baseline or the worker protocol
+/// Print the JSON Schema of a record, a baseline, the worker protocol or a GPU trace
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   attnbench schema > record.schema.json

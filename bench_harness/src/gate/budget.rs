@@ -84,6 +84,7 @@ mod tests {
             spill_bytes: 0,
             stack_bytes: 0,
             static_shared_bytes: 0,
+            instructions: None,
         }
     }
 

@@ -3,6 +3,9 @@
 //! Input sets 0 and 1 serve the first half of the samples; later batches use sets 2 and 3, which overwrite the same
 //! buffers in place, so that whatever a kernel kept from an earlier call has gone stale. One call before timing and one
 //! timed call chosen at random write into poisoned outputs, and both are compared with the oracle.
+//!
+//! Where the worker's GPU is watched, a batch during which heat, the hardware's slowdown or the power brake held its clocks
+//! down is repeated as a whole after a pause; a case whose every try came to that is `throttled`.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +14,11 @@ use rand::RngExt;
 use rand_pcg::Pcg64;
 
 use super::verify::Verifier;
+use crate::case::Mode;
 use crate::clock::elapsed_ns;
 use crate::device::cpu::memory::available_bytes;
+use crate::device::telemetry::watch::Telemetry;
+use crate::record::telemetry::{HotLoop, Interval, Refusal};
 use crate::record::{CaseRound, Disposition, MemoryReport, TimeSpent, Verification};
 use crate::stats::stopping;
 use crate::suite::PlannedCase;
@@ -25,6 +31,13 @@ const SLOTS: u64 = 2;
 const SECOND_SLOT_SHARE: u64 = 4;
 /// Sampling goes on past the budget to reach the minimum, up to this many budgets.
 const BUDGET_OVERRUN: u64 = 4;
+/// Times that a batch is tried while the GPU is throttled.
+const THROTTLED_TRIES: u32 = 3;
+/// How long the loop runs that energy is taken from: the energy counter moves some ten times a second, and two seconds are
+/// the least that a figure is derived from.
+const HOT_LOOP_NS: u64 = 2_200_000_000;
+/// Calls of that loop at most, each of which is a sample in the worker's answer.
+const HOT_LOOP_CALLS: f64 = 100_000.0;
 /// Batches that the budget is cut into, so that the stopping rule is asked now and then.
 const BATCHES_A_BUDGET: f64 = 5.0;
 
@@ -51,13 +64,32 @@ pub fn measure_case(
     let result = attempt.run();
     let Attempt { mut seen, mut time, .. } = attempt;
     (seen.round, seen.order) = (round, order);
+    let is_lost = worker.telemetry.as_ref().is_some_and(Telemetry::is_lost);
     let worker_survives = match result {
+        Err(Stop::Failed(Failure::Interrupted)) => return Err(Failure::Interrupted),
+        // Whatever else went wrong, and even if nothing seems to have.
+        result if is_lost => {
+            let also = match result {
+                Err(Stop::Failed(failure)) => format!("; {failure}"),
+                _ => String::new(),
+            };
+            settle(&mut seen, Disposition::Crashed, format!("{}{also}", Refusal::GpuLost));
+            false
+        }
         Ok(()) => true,
+        Err(Stop::Throttled(reasons)) => {
+            let reason =
+                format!("in each of {THROTTLED_TRIES} tries, the GPU was slowed down by {}", reasons.join(", "));
+            if let Some(telemetry) = &mut seen.telemetry {
+                telemetry.throttled_device_ns.extend(&seen.device_ns);
+            }
+            settle(&mut seen, Disposition::Throttled, reason);
+            true
+        }
         Err(Stop::Incorrect { reason, taints_worker }) => {
             settle(&mut seen, Disposition::Incorrect, reason);
             !taints_worker
         }
-        Err(Stop::Failed(Failure::Interrupted)) => return Err(Failure::Interrupted),
         Err(Stop::Failed(failure)) => {
             settle(&mut seen, disposition_of(&failure), failure.to_string());
             failure.worker_survives()
@@ -104,6 +136,8 @@ fn settle(seen: &mut CaseRound, disposition: Disposition, reason: String) {
 
 enum Stop {
     Failed(Failure),
+    /// The GPU was slowed down by these in every try.
+    Throttled(Vec<String>),
     Incorrect {
         reason: String,
         /// Whether what the kernel left behind would disturb the cases after it.
@@ -135,12 +169,14 @@ struct Attempt<'a> {
     seen: CaseRound,
     time: TimeSpent,
     calls: u64,
+    slots: u64,
 }
 
 impl<'a> Attempt<'a> {
     fn new(worker: &'a mut Worker, planned: &'a PlannedCase, verifier: &'a mut Verifier, rng: &'a mut Pcg64) -> Self {
-        let seen = CaseRound::without_samples(0, 0, Disposition::Measured, None);
-        Attempt { worker, planned, verifier, rng, seen, time: TimeSpent::default(), calls: 0 }
+        let mut seen = CaseRound::without_samples(0, 0, Disposition::Measured, None);
+        seen.telemetry = worker.telemetry.as_ref().map(Telemetry::case);
+        Attempt { worker, planned, verifier, rng, seen, time: TimeSpent::default(), calls: 0, slots: SLOTS }
     }
 
     fn run(&mut self) -> Result<(), Stop> {
@@ -189,6 +225,9 @@ impl<'a> Attempt<'a> {
                 is_verified = true;
             }
         }
+        if settings.energy {
+            self.hot_loop(call_ns)?;
+        }
         let memory: MemoryReport = self.worker.ask(Request::Memory, timeout(self.planned))?;
         self.seen.memory = Some(memory);
         Ok(())
@@ -205,6 +244,7 @@ impl<'a> Attempt<'a> {
         let available_bytes = available_bytes();
         let tensor_bytes = attn_kernels::input::tensor_bytes(problem);
         let slots = if tensor_bytes > available_bytes / SECOND_SLOT_SHARE { 1 } else { SLOTS };
+        self.slots = slots;
         let start = Instant::now();
         let inputs = self.verifier.input_spec(self.planned, &self.verified_sets());
         self.time.oracle_ns += elapsed_ns(start);
@@ -231,19 +271,69 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Runs calls over these sets, and refuses what gives a dishonest kernel away.
+    /// Runs calls over these sets, again where the GPU was throttled meanwhile.
     fn batch(&mut self, set_order: Vec<u64>, poison_call: Option<u32>, max_ns: u64) -> Result<Measured, Stop> {
+        let mode = self.planned.settings.mode;
+        let mut tries = 0;
+        loop {
+            let (measured, interval) = self.watched(mode, set_order.clone(), poison_call, max_ns)?;
+            let (Some(interval), Some(seen)) = (interval, &mut self.seen.telemetry) else { return Ok(measured) };
+            let throttled_by = interval.throttled_by.clone();
+            seen.intervals.push(interval);
+            if throttled_by.is_empty() {
+                return Ok(measured);
+            }
+            seen.throttled_device_ns.extend(measured.samples.iter().map(|sample| sample.device_ns));
+            tries += 1;
+            if tries == THROTTLED_TRIES {
+                return Err(Stop::Throttled(throttled_by));
+            }
+            self.worker.telemetry.iter().for_each(Telemetry::cool_down);
+        }
+    }
+
+    /// Calls back to back on inputs that do not change, for as long as the energy counter needs. Their times are evidence:
+    /// the latency comes from the samples.
+    fn hot_loop(&mut self, call_ns: f64) -> Result<(), Stop> {
+        if !self.worker.telemetry.as_ref().is_some_and(Telemetry::is_watching) {
+            return Ok(());
+        }
+        let calls = (1.5 * HOT_LOOP_NS as f64 / call_ns).clamp(2.0, HOT_LOOP_CALLS) as u64;
+        let order = (0..calls).map(|call| SLOTS + call % self.slots).collect();
+        let (measured, interval) = self.watched(Mode::Hot, order, None, HOT_LOOP_NS)?;
+        if let (Some(interval), Some(seen)) = (interval, &mut self.seen.telemetry) {
+            let device_ns = measured.samples.iter().map(|sample| sample.device_ns).sum();
+            seen.hot_loop = Some(HotLoop { calls: measured.samples.len() as u64, device_ns, interval });
+        }
+        Ok(())
+    }
+
+    /// Runs calls while the GPU is watched, where it can be.
+    fn watched(
+        &mut self,
+        mode: Mode,
+        set_order: Vec<u64>,
+        poison_call: Option<u32>,
+        max_ns: u64,
+    ) -> Result<(Measured, Option<Interval>), Stop> {
+        let watch = self.worker.telemetry.as_ref().and_then(Telemetry::begin);
+        let measured = self.calls(mode, set_order, poison_call, max_ns);
+        let interval = watch.zip(self.seen.telemetry.as_mut()).map(|(watch, seen)| watch.end(seen));
+        Ok((measured?, interval))
+    }
+
+    /// Runs calls over these sets, and refuses what gives a dishonest kernel away.
+    fn calls(
+        &mut self,
+        mode: Mode,
+        set_order: Vec<u64>,
+        poison_call: Option<u32>,
+        max_ns: u64,
+    ) -> Result<Measured, Stop> {
         let max_samples = set_order.len() as u32;
         let start = Instant::now();
         let measured: Measured = self.worker.ask(
-            Request::Measure(Measure {
-                mode: self.planned.settings.mode,
-                max_samples,
-                max_ns,
-                first_call: self.calls,
-                set_order,
-                poison_call,
-            }),
+            Request::Measure(Measure { mode, max_samples, max_ns, first_call: self.calls, set_order, poison_call }),
             timeout(self.planned),
         )?;
         let wall_ns = elapsed_ns(start) as f64;

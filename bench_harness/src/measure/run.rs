@@ -17,6 +17,8 @@ use super::controls;
 use super::journal::{Entry, Journal, JournalError};
 use super::verify::Verifier;
 use crate::clock::elapsed_ns;
+use crate::device::telemetry::{Source, watch::Telemetry};
+use crate::record::telemetry::Refusal;
 use crate::record::{CaseRound, Disposition, TimeSpent};
 use crate::suite::{PlannedCase, Suite};
 use crate::worker::adapters;
@@ -52,6 +54,8 @@ pub struct RunContext<'a> {
     pub workers: &'a BTreeMap<String, WorkerCommand>,
     /// The coordinator's own worker, which measures the controls.
     pub control_worker: &'a WorkerCommand,
+    /// Where the GPUs of workers are watched.
+    pub telemetry: &'a dyn Source,
     /// A private folder for outputs.
     pub scratch: &'a Path,
     /// Becomes true when the user asks to stop.
@@ -81,7 +85,14 @@ pub fn run(
         let mut rng = Pcg64::seed_from_u64(hash64(suite.seed, u64::from(round)));
         order.shuffle(&mut rng);
         observer.round_started(round, rounds, order.len());
-        let mut pass = Pass { suite, context, round, workers: BTreeMap::new(), failed_starts: BTreeMap::new() };
+        let mut pass = Pass {
+            suite,
+            context,
+            round,
+            workers: BTreeMap::new(),
+            failed_starts: BTreeMap::new(),
+            unhealthy: BTreeMap::new(),
+        };
         if let Err(Failure::Interrupted) = pass.controls(builder, journal, observer)? {
             return Ok(());
         }
@@ -112,6 +123,8 @@ struct Pass<'a> {
     round: u32,
     workers: BTreeMap<String, Worker>,
     failed_starts: BTreeMap<String, u32>,
+    /// Providers whose GPU is gone, and what said so.
+    unhealthy: BTreeMap<String, String>,
 }
 
 impl Pass<'_> {
@@ -172,6 +185,11 @@ impl Pass<'_> {
         }
         let start = Instant::now();
         let provider = &planned.case.provider;
+        if let Some(reason) = self.unhealthy.get(provider) {
+            let reason = format!("device unhealthy: {reason}");
+            let seen = CaseRound::without_samples(self.round, order, Disposition::Skipped, Some(reason));
+            return Ok(CaseOutcome { round: seen, time: TimeSpent::default(), worker_survives: false });
+        }
         let mut worker = match self.worker(provider) {
             Ok(worker) => worker,
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
@@ -185,7 +203,9 @@ impl Pass<'_> {
         };
         let start_ns = elapsed_ns(start);
         let mut outcome = measure_case(&mut worker, planned, (self.round, order), verifier, rng)?;
-        if outcome.worker_survives {
+        if worker.telemetry.as_ref().is_some_and(Telemetry::is_lost) {
+            self.unhealthy.insert(provider.clone(), Refusal::GpuLost.to_string());
+        } else if outcome.worker_survives {
             self.workers.insert(provider.clone(), worker);
         }
         outcome.time.start_ns += start_ns;
@@ -212,7 +232,10 @@ impl Pass<'_> {
         if *failed >= MAX_FAILED_STARTS {
             return Err(crashed(format!("could not be started {failed} times in a row in this round")));
         }
-        let spawned = Worker::spawn(command, Arc::clone(&self.context.stop), START_TIMEOUT);
+        let mut spawned = Worker::spawn(command, Arc::clone(&self.context.stop), START_TIMEOUT);
+        if let Ok(worker) = &mut spawned {
+            worker.watch(self.context.telemetry);
+        }
         match &spawned {
             Ok(_) => *failed = 0,
             // It can say that it lacks something: that is an answer, and each of its cases gets it.

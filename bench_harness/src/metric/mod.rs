@@ -9,6 +9,7 @@ pub mod limits;
 pub mod memory;
 pub mod plan;
 pub mod rate;
+pub mod telemetry;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,16 @@ pub const METRICS: &[&dyn Metric] = &[
     &accuracy::RelativeL2,
     &accuracy::MaxAbs,
     &plan::PlanTime,
+    &telemetry::ENERGY,
+    &telemetry::POWER,
+    &telemetry::MEMORY_BANDWIDTH,
+    &telemetry::TENSOR_ACTIVITY,
+    &telemetry::SM_CLOCK,
+    &telemetry::MEMORY_CLOCK,
+    &telemetry::TEMPERATURE,
+    &telemetry::POWER_CAPPED,
+    &telemetry::THROTTLED,
+    &telemetry::PROCESS_MEMORY,
 ];
 
 /// The metric of that name.

@@ -8,6 +8,7 @@ pub mod file;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod schema;
+pub mod telemetry;
 
 use std::collections::BTreeMap;
 
@@ -215,6 +216,9 @@ pub struct CaseRound {
     pub memory: Option<MemoryReport>,
     /// Comparison with the oracle, one a tensor and verified call.
     pub verification: Vec<Verification>,
+    /// What the GPU said of itself, for a worker that uses one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<telemetry::CaseTelemetry>,
 }
 
 impl CaseRound {
@@ -233,6 +237,7 @@ impl CaseRound {
             compile_ns: None,
             memory: None,
             verification: Vec::new(),
+            telemetry: None,
         }
     }
 }

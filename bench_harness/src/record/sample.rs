@@ -53,6 +53,7 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
                     reason: None,
                 },
             }],
+            telemetry: None,
         }
     };
     let case: Case = case_id(kernel, keys).parse().expect("the id is of the grammar");

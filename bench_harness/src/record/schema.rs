@@ -4,6 +4,7 @@ use schemars::{JsonSchema, Schema};
 
 use super::Record;
 use crate::compare::Baseline;
+use crate::device::telemetry::trace::TraceLine;
 use crate::worker::protocol;
 
 /// A published schema.
@@ -28,6 +29,11 @@ pub const SCHEMAS: &[PublishedSchema] = &[
         name: "protocol",
         summary: "lines between the coordinator and a worker",
         generate: schema_for::<ProtocolLines>,
+    },
+    PublishedSchema {
+        name: "nvml_trace",
+        summary: "lines of what `attnbench devices --record-trace` writes",
+        generate: schema_for::<TraceLine>,
     },
 ];
 

@@ -8,7 +8,7 @@ use super::{Style, Tone, printable, units, wrap};
 use crate::device::cpu::cache::CacheKind;
 use crate::device::cpu::info::CpuInfo;
 use crate::device::cuda::CudaDevice;
-use crate::device::telemetry::nvml::GpuState;
+use crate::device::telemetry::GpuState;
 
 /// What a machine has.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,6 +66,9 @@ pub fn devices_text(devices: &Devices, style: Style) -> String {
         lines.extend(fact("power limit", &text(gpu.power_limit_w.map(|watts| format!("{watts:.0} W"))), style));
         lines.extend(fact("temperature", &text(gpu.temperature_c.map(|degrees| format!("{degrees} °C"))), style));
         lines.extend(fact("ECC", &text(gpu.ecc.map(|on| if on { "on" } else { "off" }.to_owned())), style));
+        lines.extend(fact("MIG", &text(gpu.mig.map(|on| if on { "on" } else { "off" }.to_owned())), style));
+        let activity = gpu.activity.map(|has| if has { "measured" } else { "not measured by this GPU" }.to_owned());
+        lines.extend(fact("activity", &text(activity), style));
         lines.extend(fact("processes", &text(gpu.compute_processes.map(|count| count.to_string())), style));
     }
     lines.extend(missing("nvml", &devices.nvml.missing, style));
@@ -146,7 +149,7 @@ fn missing(name: &str, reason: &Option<String>, style: Style) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::device::cpu::cache::Cache;
-    use crate::device::{cuda::NoCuda, telemetry::nvml::NoNvml};
+    use crate::device::{cuda::NoCuda, telemetry::NoTelemetry};
 
     fn text(devices: &Devices) -> String {
         devices_text(devices, Style { width: 100, colour: false })
@@ -159,7 +162,7 @@ mod tests {
             cpu: CpuInfo { model: "x".into(), cores_online: 1, cores_usable: 1, ..CpuInfo::default() },
             fingerprint: BTreeMap::new(),
             cuda: Found::from(Err::<Vec<_>, _>(NoCuda::NoLibrary)),
-            nvml: Found::from(Err::<Vec<_>, _>(NoNvml::NoLibrary)),
+            nvml: Found::from(Err::<Vec<_>, _>(NoTelemetry::NoLibrary)),
         }));
     }
 
@@ -204,6 +207,9 @@ mod tests {
             temperature_c: Some(31),
             ecc: Some(true),
             compute_processes: Some(0),
+            mig: Some(false),
+            activity: Some(true),
+            ..GpuState::default()
         };
         insta::assert_snapshot!(text(&Devices {
             slug: cpu.slug(),

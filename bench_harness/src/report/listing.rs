@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use attn_kernels::cuda::resources::Resources;
-use attn_kernels::problem::Phase;
+use attn_kernels::problem::{Dtype, Phase};
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width};
 
 use super::units;
@@ -74,6 +74,23 @@ pub fn resources(architecture: &str, kernels: &[Resources], width: u16) -> Strin
         table.add_row(row);
     }
     keep_whole(&mut table, 1..5);
+    format!("{architecture}\n{}", table.trim_fmt())
+}
+
+/// What the machine code of each kernel is made of, on one architecture. Classes that no kernel has are left out.
+pub fn instructions(architecture: &str, kernels: &[Resources], width: u16) -> String {
+    let known: Vec<_> = kernels.iter().filter_map(|kernel| Some((kernel, kernel.instructions?.counts()))).collect();
+    let classes = attn_kernels::cuda::sass::InstructionMix::default().counts();
+    let used: Vec<usize> =
+        (0..classes.len()).filter(|&class| known.iter().any(|(_, counts)| counts[class].1 > 0)).collect();
+    let mut header = vec!["instructions of"];
+    header.extend(used.iter().map(|&class| classes[class].0));
+    let mut table = table(&header, width);
+    for (kernel, counts) in &known {
+        let mut row = vec![Cell::new(format!("{} / {}", kernel.module, kernel.entry))];
+        row.extend(used.iter().map(|&class| figure(counts[class].1.to_string())));
+        table.add_row(row);
+    }
     format!("{architecture}\n{}", table.trim_fmt())
 }
 
@@ -179,14 +196,14 @@ fn manner(estimate: &Estimate) -> String {
 
 /// Kernels: what each is, and what it computes by mechanism and phase.
 pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
-    let mut what = table(&["kernel", "what it is"], width);
+    let mut what = table(&["kernel", "dtypes", "what it is"], width);
     let mut header = vec!["kernel", "mechanism"];
     header.extend(Phase::ALL.map(Phase::name));
     header.push("KV");
     let mut computes = table(&header, width);
     for kernel in kernels {
         let name = format!("{}/{}", kernel.provider, kernel.name);
-        what.add_row([&name, kernel.summary]);
+        what.add_row([&name, &dtypes(&kernel.supports), kernel.summary]);
         let mut mechanisms: Vec<&str> = kernel.supports.iter().map(|support| support.mechanism).collect();
         mechanisms.dedup();
         for mechanism in mechanisms {
@@ -198,7 +215,7 @@ pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
             computes.add_row(row);
         }
     }
-    keep_whole(&mut what, [0]);
+    keep_whole(&mut what, [0, 1]);
     keep_whole(&mut computes, [0, 1]);
     // No word is broken: a phase's name and each pattern's name fit in their column.
     for (index, name) in header.iter().enumerate().skip(2) {
@@ -223,6 +240,12 @@ fn patterns(supports: &[&Support], phase: Phase) -> String {
         count if count > 1 && count == legal.count() => "all".to_owned(),
         _ => names.join(", "),
     }
+}
+
+/// The dtypes that it computes in.
+fn dtypes(supports: &[Support]) -> String {
+    let has = |dtype: &&str| supports.iter().any(|support| support.dtypes.contains(dtype));
+    Dtype::ALL.map(Dtype::name).into_iter().filter(has).collect::<Vec<_>>().join(", ")
 }
 
 /// Where the keys and values are that it reads.

@@ -51,6 +51,9 @@ pub struct MeasureSettings {
     pub timeout_s: u64,
     /// Work that the f64 oracle may spend on a case.
     pub oracle_flops: u64,
+    /// Whether calls also run back to back for two seconds, on a GPU whose energy counter is read meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub energy: bool,
 }
 
 impl Default for MeasureSettings {
@@ -64,6 +67,7 @@ impl Default for MeasureSettings {
             target_ci: 0.005,
             timeout_s: 120,
             oracle_flops: 500_000_000,
+            energy: false,
         }
     }
 }

@@ -4,12 +4,12 @@ use toml::de::DeValue;
 
 use super::MeasureSettings;
 use super::error::{Fault, choices, suggest};
-use super::value::{Node, entries, integer, mismatch, number, string};
+use super::value::{Node, boolean, entries, integer, mismatch, number, string};
 use crate::case::Mode;
 
 /// The keys of a measure table.
-const KEYS: [&str; 8] =
-    ["mode", "rounds", "min_samples", "max_samples", "budget_ms", "target_ci", "timeout_s", "oracle_flops"];
+const KEYS: [&str; 9] =
+    ["mode", "rounds", "min_samples", "max_samples", "budget_ms", "target_ci", "timeout_s", "oracle_flops", "energy"];
 
 /// The settings that a measure table leaves in force.
 pub(super) fn read(node: &Node<'_>, around: &MeasureSettings) -> Result<MeasureSettings, Fault> {
@@ -26,6 +26,7 @@ pub(super) fn read(node: &Node<'_>, around: &MeasureSettings) -> Result<MeasureS
             "budget_ms" => settings.budget_ms = integer(key, 1..=3_600_000, node)?,
             "timeout_s" => settings.timeout_s = integer(key, 1..=86_400, node)?,
             "oracle_flops" => settings.oracle_flops = integer(key, 1_000_000..=1_000_000_000_000, node)?,
+            "energy" => settings.energy = boolean(key, node)?,
             "target_ci" => {
                 settings.target_ci = number(key, node)?;
                 if !(0.0001..=0.5).contains(&settings.target_ci) {

@@ -1,6 +1,5 @@
 //! What the built-in kernels compute, found by asking them about a small problem of every legal kind.
 
-use attn_kernels::kernel::Kernel;
 use attn_kernels::problem::legal::{Causality, LEGAL};
 use attn_kernels::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use serde::Serialize;
@@ -18,21 +17,30 @@ pub struct Support {
     pub contiguous: bool,
     /// Whether it reads them through a page table.
     pub paged: bool,
+    /// The dtypes that it does this in.
+    pub dtypes: Vec<&'static str>,
 }
 
-/// Everything that a kernel computes, in the order of the table of legal combinations.
-pub fn support(kernel: &dyn Kernel) -> Vec<Support> {
+/// Everything that a kernel computes, in the order of the table of legal combinations; `supports` is its answer.
+pub fn support(supports: &dyn Fn(&AttentionProblem) -> bool) -> Vec<Support> {
     let mut found = Vec::new();
     for row in LEGAL {
         for &phase in row.phases {
             for &pattern in row.patterns {
                 let mut problem = probe(row.mechanism, phase, pattern);
                 problem.causal = row.causality == Causality::Always;
-                let contiguous = kernel.supports(&problem).is_ok();
-                problem.kv_layout = KvLayout::Paged { page_size: 16 };
-                let paged = problem.validate().is_ok() && kernel.supports(&problem).is_ok();
+                let (mut contiguous, mut paged, mut dtypes) = (false, false, Vec::new());
+                for dtype in Dtype::ALL {
+                    (problem.dtype, problem.dtype_kv) = (dtype, dtype);
+                    problem.kv_layout = KvLayout::Contiguous;
+                    let in_rows = supports(&problem);
+                    problem.kv_layout = KvLayout::Paged { page_size: 16 };
+                    let in_pages = problem.validate().is_ok() && supports(&problem);
+                    (contiguous, paged) = (contiguous || in_rows, paged || in_pages);
+                    dtypes.extend((in_rows || in_pages).then_some(dtype.name()));
+                }
                 if contiguous || paged {
-                    found.push(Support { mechanism: row.mechanism, phase, pattern, contiguous, paged });
+                    found.push(Support { mechanism: row.mechanism, phase, pattern, contiguous, paged, dtypes });
                 }
             }
         }

@@ -408,15 +408,21 @@ fn listings() {
 
 #[test]
 fn kernel_listing_fits() {
-    let kernels: Vec<listing::KernelListing> = attn_kernels::cpu::KERNELS
+    let mut kernels: Vec<listing::KernelListing> = attn_kernels::cpu::KERNELS
         .iter()
         .map(|kernel| listing::KernelListing {
             provider: "cpu",
             name: kernel.name(),
             summary: kernel.summary(),
-            supports: support(*kernel),
+            supports: support(&|problem| kernel.supports(problem).is_ok()),
         })
         .collect();
+    kernels.extend(attn_kernels::cuda::CUDA_KERNELS.iter().map(|kernel| listing::KernelListing {
+        provider: "cuda",
+        name: kernel.name(),
+        summary: kernel.summary(),
+        supports: support(&|problem| kernel.supports(problem).is_ok()),
+    }));
     assert!(kernels.iter().all(|kernel| !kernel.supports.is_empty()));
     for width in [80, 100] {
         let listing = listing::kernels(&kernels, width);

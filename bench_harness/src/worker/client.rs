@@ -17,6 +17,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
+use crate::device::telemetry::{Source, watch::Telemetry};
+
 use super::protocol::{Answer, Envelope, ErrorKind, Hello, MAX_LINE_BYTES, PROTOCOL_VERSION, Request, WorkerError};
 
 /// How a worker of a provider is started.
@@ -135,6 +137,8 @@ pub struct Worker {
     stop: Arc<AtomicBool>,
     /// What it said of itself.
     pub hello: Hello,
+    /// What watches its GPU, once [`Worker::watch`] was called and if it has one.
+    pub telemetry: Option<Telemetry>,
 }
 
 impl Worker {
@@ -188,11 +192,13 @@ impl Worker {
             protocol: (0, 0),
             provider: String::new(),
             device: String::new(),
+            gpu_uuid: None,
             versions: Default::default(),
             timing_hash: String::new(),
             golden_hash: String::new(),
         };
-        let mut worker = Worker { provider, child, stdin, events, stderr: words, next_id: 0, stop, hello };
+        let mut worker =
+            Worker { provider, child, stdin, events, stderr: words, next_id: 0, stop, hello, telemetry: None };
         worker.hello = worker.ask(Request::Hello { protocol: PROTOCOL_VERSION }, timeout)?;
         worker.check_hello()?;
         Ok(worker)
@@ -219,6 +225,11 @@ impl Worker {
             ));
         }
         Ok(())
+    }
+
+    /// Watches the GPU that it said it uses from now on, if any.
+    pub fn watch(&mut self, source: &dyn Source) {
+        self.telemetry = self.hello.gpu_uuid.as_deref().map(|uuid| Telemetry::open(source, uuid, self.child.id()));
     }
 
     /// Its process id.

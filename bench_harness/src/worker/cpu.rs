@@ -63,6 +63,7 @@ impl Provider for CpuProvider {
             protocol: PROTOCOL_VERSION,
             provider: self.name.to_owned(),
             device: "cpu".to_owned(),
+            gpu_uuid: None,
             versions: BTreeMap::from([("attnbench".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
             timing_hash: hasher.finalize().to_hex()[..16].to_owned(),
             golden_hash: input::golden_hash(),

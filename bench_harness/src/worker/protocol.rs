@@ -161,6 +161,9 @@ pub struct Hello {
     pub provider: String,
     /// The device, in words.
     pub device: String,
+    /// UUID of the GPU, or of the slice of one, that it uses (`GPU-...`, `MIG-...`): the coordinator watches it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_uuid: Option<String>,
     /// Versions of what computes, by name.
     pub versions: std::collections::BTreeMap<String, String>,
     /// Hash of the sources that time.

@@ -1,6 +1,6 @@
 //! A worker whose kernels cheat or fail, each in one way: every one of them must be caught.
 //!
-//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000]`. All kernels start from `cpu/flash`. Some are honest:
+//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--gpu-uuid GPU-...]`. All kernels start from `cpu/flash`. Some are honest:
 //! `slowed` takes longer by the given share and `spins` for the given time at least, for testing that slowdowns are found
 //! and times are right; `slow_plan` takes a while to plan, which must not count.
 
@@ -15,6 +15,10 @@ use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 use attnbench::device::cpu::allocator::CountingAllocator;
 use attnbench::worker::cpu::CpuProvider;
+use attnbench::worker::protocol::{
+    CaseRequest, Control, ControlSamples, Hello, KernelInfo, Prepare, Prepared, WorkerError,
+};
+use attnbench::worker::provider::{PreparedCase, Provider};
 use attnbench::worker::server::serve;
 
 #[global_allocator]
@@ -272,6 +276,30 @@ impl Plan for TrickPlan {
     }
 }
 
+/// Says that it uses a GPU, and computes on the CPU: what watches GPUs can then be tested without one.
+struct OnGpu {
+    cpu: CpuProvider,
+    uuid: Option<String>,
+}
+
+impl Provider for OnGpu {
+    fn hello(&self) -> Hello {
+        Hello { gpu_uuid: self.uuid.clone(), ..self.cpu.hello() }
+    }
+    fn kernels(&self) -> Vec<KernelInfo> {
+        self.cpu.kernels()
+    }
+    fn supports(&self, case: &CaseRequest) -> Result<(), WorkerError> {
+        self.cpu.supports(case)
+    }
+    fn prepare(&mut self, prepare: &Prepare) -> Result<(Box<dyn PreparedCase>, Prepared), WorkerError> {
+        self.cpu.prepare(prepare)
+    }
+    fn control(&mut self, control: &Control) -> Result<ControlSamples, WorkerError> {
+        self.cpu.control(control)
+    }
+}
+
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let option = |name: &str| {
@@ -308,5 +336,7 @@ fn main() -> std::io::Result<()> {
     for &(name, trick) in tricks {
         kernels.push(Box::leak(Box::new(Trickster { name, trick })));
     }
-    serve(&mut CpuProvider::custom(provider, kernels), BufReader::new(std::io::stdin().lock()), std::io::stdout())
+    let cpu = CpuProvider::custom(provider, kernels);
+    let mut provider = OnGpu { cpu, uuid: option("--gpu-uuid") };
+    serve(&mut provider, BufReader::new(std::io::stdin().lock()), std::io::stdout())
 }

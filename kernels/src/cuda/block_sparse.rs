@@ -118,6 +118,7 @@ impl CudaKernel for BlockSparse {
             return unsupported("a paged KV layout: block_sparse reads contiguous keys and values".into());
         }
         tensor_core::supports("block_sparse", problem)?;
+        tensor_core::is_plain("block_sparse", problem)?;
         if compiled_dims(problem.head_dim_qk, problem.head_dim_v).is_none() {
             let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: block_sparse has up to 256:256"));

@@ -3,7 +3,7 @@
 use super::Source;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::tensor_core::{self, DIMS, DTYPES, compiled_dims, element};
+use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;
@@ -97,7 +97,7 @@ impl Decode {
         Ok(())
     }
 
-    fn module(&self, shape: &Shape, dtype: Dtype, has_softcap: bool) -> Module {
+    fn module(&self, shape: &Shape, dtype: Dtype, variant: Variant) -> Module {
         Module {
             source: self.source,
             defines: vec![
@@ -105,7 +105,7 @@ impl Decode {
                 ("DIM_QK", shape.dims.0.to_string()),
                 ("DIM_V", shape.dims.1.to_string()),
                 ("STAGES", shape.stages.to_string()),
-                ("SOFTCAP", u32::from(has_softcap).to_string()),
+                variant.define(),
             ],
         }
     }
@@ -115,8 +115,8 @@ impl Decode {
         let mut modules = Vec::new();
         for dims in DIMS {
             for dtype in DTYPES {
-                for has_softcap in [false, true] {
-                    modules.push(self.module(&Shape::of(dims), dtype, has_softcap));
+                for variant in Variant::ALL {
+                    modules.push(self.module(&Shape::of(dims), dtype, variant));
                 }
             }
         }
@@ -132,7 +132,7 @@ impl Decode {
         let shape = Shape::of(dims);
         device.require_shared(name, shape.shared_bytes())?;
         let mut plan = CudaPlan::default();
-        let module = plan.module(self.module(&shape, problem.dtype, problem.softcap.is_some()));
+        let module = plan.module(self.module(&shape, problem.dtype, Variant::of(problem)));
         let sequences = geometry.sequences(&mut plan);
         let group = geometry.heads_q / geometry.heads_kv;
         let tiles = (geometry.longest_q() * group).div_ceil(ROWS) * geometry.heads_kv * geometry.batch();
@@ -140,12 +140,16 @@ impl Decode {
         let keys = geometry.longest_kv().min(reach);
         let splits = splits(tiles, keys, resident_blocks(device, shape.shared_bytes()));
         let partials = push_partials(&mut plan, &geometry, splits);
+        let [bool_bias, additive_bias] = tensor_core::biases(problem);
         let mut arguments = vec![
             Argument::Tensor(TensorName::Q),
             Argument::Tensor(TensorName::K),
             Argument::Tensor(TensorName::V),
             Argument::Tensor(TensorName::O),
             Argument::OptionalTensor(TensorName::Lse),
+            tensor_core::sinks(problem),
+            bool_bias,
+            additive_bias,
             sequences.clone(),
             geometry.argument(),
             partials[0].clone(),
@@ -163,7 +167,7 @@ impl Decode {
             shared_bytes: shape.shared_bytes(),
             arguments,
         });
-        push_combine(&mut plan, name, &geometry, module, splits, partials, sequences)?;
+        push_combine(&mut plan, name, &geometry, module, splits, partials, [tensor_core::sinks(problem), sequences])?;
         Ok(plan)
     }
 }
@@ -174,7 +178,8 @@ pub(super) fn push_partials(plan: &mut CudaPlan, geometry: &Geometry, splits: us
         return [Argument::Null, Argument::Null];
     }
     let rows = (splits * geometry.batch() * geometry.heads_q * geometry.longest_q()) as u64;
-    [plan.workspace(4 * rows * geometry.dim_v as u64), plan.workspace(4 * rows)]
+    let pitch = geometry.dim_v.next_multiple_of(8) as u64;
+    [plan.workspace(4 * rows * pitch), plan.workspace(4 * rows)]
 }
 
 /// The launch that merges the shares, where there are several.
@@ -185,7 +190,7 @@ pub(super) fn push_combine(
     module: usize,
     splits: usize,
     [partial_o, partial_lse]: [Argument; 2],
-    sequences: Argument,
+    [sinks, sequences]: [Argument; 2],
 ) -> Result<(), KernelError> {
     if splits == 1 {
         return Ok(());
@@ -202,6 +207,7 @@ pub(super) fn push_combine(
             partial_lse,
             Argument::Tensor(TensorName::O),
             Argument::OptionalTensor(TensorName::Lse),
+            sinks,
             sequences,
             geometry.argument(),
             Argument::I32(splits as i32),

@@ -3,7 +3,7 @@
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{self, DIMS, DTYPES, compiled_dims, element};
+use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
@@ -24,10 +24,11 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(dims: (usize, usize), has_softcap: bool) -> Shape {
-        let (keys, warps) = match (dims.0, has_softcap) {
-            (64, _) | (96, false) => (64, 4),
-            (96, true) | (128, false) => (32, 4),
+    fn of(dims: (usize, usize), variant: Variant) -> Shape {
+        let (keys, warps) = match (dims.0, variant) {
+            (_, Variant::General) => (32, 8),
+            (64, _) | (96, Variant::Plain) => (64, 4),
+            (96, Variant::Capped) | (128, Variant::Plain) => (32, 4),
             _ => (64, 8),
         };
         Shape { dims, rows: 128, keys, warps }
@@ -38,7 +39,7 @@ impl Shape {
         (2 * (self.rows * dim_qk.max(dim_v) + self.keys * (dim_qk + dim_v))) as u32
     }
 
-    fn module(&self, dtype: Dtype, has_softcap: bool) -> Module {
+    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
         Module {
             source: SOURCE,
             defines: vec![
@@ -48,7 +49,7 @@ impl Shape {
                 ("ROWS", self.rows.to_string()),
                 ("KEYS", self.keys.to_string()),
                 ("WARPS", self.warps.to_string()),
-                ("SOFTCAP", u32::from(has_softcap).to_string()),
+                variant.define(),
             ],
         }
     }
@@ -59,26 +60,27 @@ pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFact
     let geometry = Geometry::new(problem);
     let mut plan = CudaPlan::default();
     let tensors = [Argument::Tensor(TensorName::K), Argument::Tensor(TensorName::V)];
-    push(&mut plan, kernel, &geometry, problem.dtype, problem.softcap.is_some(), tensors, device)?;
+    push(&mut plan, kernel, &geometry, problem, tensors, device)?;
     Ok(plan)
 }
 
-/// Adds the launch of `flash` over these keys and values.
+/// Adds the launch of `flash` over these keys and values, with the problem's dtype, biases and sinks.
 pub(super) fn push(
     plan: &mut CudaPlan,
     kernel: &str,
     geometry: &Geometry,
-    dtype: Dtype,
-    has_softcap: bool,
+    problem: &AttentionProblem,
     [k, v]: [Argument; 2],
     device: &DeviceFacts,
 ) -> Result<(), KernelError> {
     device.require_capability(kernel, 80)?;
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide(kernel, geometry))?;
-    let shape = Shape::of(dims, has_softcap);
+    let variant = Variant::of(problem);
+    let shape = Shape::of(dims, variant);
     device.require_shared(kernel, shape.shared_bytes())?;
-    let module = plan.module(shape.module(dtype, has_softcap));
+    let module = plan.module(shape.module(problem.dtype, variant));
     let sequences = geometry.sequences(plan);
+    let [bool_bias, additive_bias] = tensor_core::biases(problem);
     let tiles = geometry.longest_q().div_ceil(shape.rows);
     plan.launches.push(Launch {
         module,
@@ -92,6 +94,9 @@ pub(super) fn push(
             v,
             Argument::Tensor(TensorName::O),
             Argument::OptionalTensor(TensorName::Lse),
+            tensor_core::sinks(problem),
+            bool_bias,
+            additive_bias,
             sequences,
             geometry.argument(),
         ],
@@ -151,8 +156,8 @@ pub(super) fn modules() -> Vec<Module> {
     let mut modules = Vec::new();
     for dims in DIMS {
         for dtype in DTYPES {
-            for has_softcap in [false, true] {
-                modules.push(Shape::of(dims, has_softcap).module(dtype, has_softcap));
+            for variant in Variant::ALL {
+                modules.push(Shape::of(dims, variant).module(dtype, variant));
             }
         }
     }

@@ -57,6 +57,7 @@ impl CudaKernel for Flash1 {
             return unsupported("a paged KV layout: flash1 reads contiguous keys and values (paged does not)".into());
         }
         tensor_core::supports("flash1", problem)?;
+        tensor_core::is_plain("flash1", problem)?;
         if compiled_dims(problem.head_dim_qk, problem.head_dim_v).is_none() {
             let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: flash1 has up to 256:256"));

@@ -2,7 +2,7 @@
 
 use super::plan::{Argument, CudaPlan};
 use crate::input::key_lengths;
-use crate::problem::{AttentionProblem, KvLayout, Pattern};
+use crate::problem::{AttentionProblem, Bias, KvLayout, Pattern};
 use crate::tensor::Rows;
 
 /// A distance that no sequence reaches, small enough to be added to a position.
@@ -73,6 +73,7 @@ pub(super) struct Geometry {
     pub(super) scale: f32,
     pub(super) softcap: f32,
     pub(super) page_size: usize,
+    pub(super) bias: Bias,
 }
 
 impl Geometry {
@@ -113,6 +114,7 @@ impl Geometry {
                 KvLayout::Contiguous => 0,
                 KvLayout::Paged { page_size } => page_size,
             },
+            bias: problem.bias,
         }
     }
 
@@ -154,7 +156,9 @@ impl Geometry {
             .f32(self.scale)
             .f32(self.softcap)
             .i32(self.page_size as i32)
-            .i32(pages as i32);
+            .i32(pages as i32)
+            .i32(Bias::ALL.iter().position(|&bias| bias == self.bias).expect("every bias is listed") as i32)
+            .i32(0);
         Argument::Bytes(bytes.take())
     }
 

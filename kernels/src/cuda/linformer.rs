@@ -52,6 +52,7 @@ impl CudaKernel for Linformer {
             return unsupported("a paged KV layout or a softcap: linformer has neither".into());
         }
         tensor_core::supports("linformer", problem)?;
+        tensor_core::is_plain("linformer", problem)?;
         if compiled_dims(problem.head_dim_qk, problem.head_dim_v).is_none() {
             let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: linformer has up to 256:256"));
@@ -103,7 +104,7 @@ impl CudaKernel for Linformer {
         geometry.lengths_kv.fill(rank);
         geometry.query_offsets.fill(0);
         let [k, v] = <[Argument; 2]>::try_from(projected).expect("two sides");
-        flash::push(&mut plan, "linformer", &geometry, problem.dtype, false, [k, v], device)?;
+        flash::push(&mut plan, "linformer", &geometry, problem, [k, v], device)?;
         Ok(plan)
     }
 

@@ -52,6 +52,7 @@ impl CudaKernel for Mla {
             return unsupported("a softcap: mla has causal masks only".into());
         }
         tensor_core::supports("mla", problem)?;
+        tensor_core::is_plain("mla", problem)?;
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         if problem.is_absorbed_mla() {
             if dim_qk > DIM_QK || dim_v > DIM_V {
@@ -105,7 +106,7 @@ impl CudaKernel for Mla {
                 page_table,
             ],
         });
-        push_combine(&mut plan, "mla", &geometry, module, splits, partials, sequences)?;
+        push_combine(&mut plan, "mla", &geometry, module, splits, partials, [Argument::Null, sequences])?;
         Ok(plan)
     }
 

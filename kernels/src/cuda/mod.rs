@@ -18,6 +18,7 @@ pub mod nvrtc;
 pub mod paged;
 mod plan;
 pub mod resources;
+pub mod sass;
 mod source;
 pub mod split_kv;
 mod tensor_core;

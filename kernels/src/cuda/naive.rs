@@ -1,12 +1,15 @@
 //! Attention with its scores in memory: `kernels/cuda/naive.cu`.
 
+use std::collections::HashMap;
+
 use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::element;
+use super::tensor_core::{self, element};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
-use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Mechanism, Pattern, Phase};
+use crate::pattern::bigbird::{Bigbird, Draw};
+use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;
 
 const SOURCE: Source = source!("naive.cu");
@@ -32,17 +35,54 @@ fn pattern(pattern: Pattern) -> Argument {
     // Distances beyond any sequence are all alike, and have to be added to.
     let int = |distance: usize| distance.min(1 << 28) as i32;
     let fields = match pattern {
-        Pattern::Full | Pattern::Window { .. } | Pattern::Bigbird { .. } => [0; 4],
+        Pattern::Full | Pattern::Window { .. } => [0; 4],
         Pattern::Dilated { window, step } => [1, int(window), int(step), 0],
         Pattern::Longformer { window, global, dilation } => [2, int(window), int(dilation), int(global)],
         Pattern::Strided { stride } => [3, 0, int(stride), 0],
         Pattern::Fixed { block, summary } => [4, int(summary), int(block), 0],
+        Pattern::Bigbird { block, .. } => [5, 0, int(block), 0],
     };
     let mut bytes = Bytes::default();
     fields.iter().for_each(|&field| {
         bytes.i32(field);
     });
     Argument::Bytes(bytes.take())
+}
+
+/// Who sees whom under BigBird, before causality: a `DrawnBlocks` of each sequence, and the bits that they point at.
+/// Sequences of the same lengths share theirs; null for the other patterns.
+fn drawn_blocks(problem: &AttentionProblem, geometry: &Geometry, plan: &mut CudaPlan) -> [Argument; 2] {
+    let Pattern::Bigbird { block, window, global, random, seed } = problem.pattern else {
+        return [Argument::Null, Argument::Null];
+    };
+    let (mut sequences, mut bits) = (Bytes::default(), Vec::<u32>::new());
+    let mut known: HashMap<(usize, usize), usize> = HashMap::new();
+    for (sequence, (&len_q, &len_kv)) in geometry.lengths_q.iter().zip(&geometry.lengths_kv).enumerate() {
+        let size = block as i64;
+        let offset = geometry.query_offsets[sequence];
+        let first = offset.div_euclid(size);
+        let rows = (offset + len_q as i64 - 1).div_euclid(size) - first + 1;
+        let words = len_kv.div_ceil(block).div_ceil(32);
+        let start = *known.entry((len_q, len_kv)).or_insert_with(|| {
+            let start = bits.len();
+            for head in 0..geometry.heads_q {
+                let rule = Bigbird::new(block, window, global, random, Draw { seed, head }, len_kv, false);
+                for row in first..first + rows {
+                    let mut seen = vec![0u32; words];
+                    for block in rule.visible_blocks(row).into_iter().flatten() {
+                        seen[block as usize / 32] |= 1 << (block % 32);
+                    }
+                    bits.extend(seen);
+                }
+            }
+            start
+        });
+        [start as i64, first, rows, words as i64].iter().for_each(|&field| {
+            sequences.i32(field as i32);
+        });
+    }
+    let bits = bits.iter().flat_map(|word| word.to_le_bytes()).collect();
+    [plan.table(sequences.take()), plan.table(bits)]
 }
 
 impl CudaKernel for Naive {
@@ -61,9 +101,6 @@ impl CudaKernel for Naive {
         }
         if problem.phase == Phase::Backward {
             return unsupported("phase backward: naive computes forward phases only".into());
-        }
-        if matches!(problem.pattern, Pattern::Bigbird { .. }) {
-            return unsupported("pattern bigbird: naive has no table of drawn blocks (block_sparse has)".into());
         }
         if problem.kv_layout != KvLayout::Contiguous {
             return unsupported("a paged KV layout: naive reads contiguous keys and values (paged does not)".into());
@@ -85,8 +122,8 @@ impl CudaKernel for Naive {
         let heads = geometry.heads_q * geometry.batch();
         let scores = plan.workspace(4 * (heads * longest_q) as u64 * longest_kv as u64);
         let tiles_q = longest_q.div_ceil(TILE);
-        let bias = |wanted| if problem.bias == wanted { Argument::Tensor(TensorName::Bias) } else { Argument::Null };
-        let bias_number = Bias::ALL.iter().position(|&bias| bias == problem.bias).expect("every bias is listed");
+        let [bool_bias, additive_bias] = tensor_core::biases(problem);
+        let [drawn, blocks] = drawn_blocks(problem, &geometry, &mut plan);
         let product = |entry, factors: &[usize], arguments| {
             Ok(Launch {
                 module,
@@ -107,9 +144,10 @@ impl CudaKernel for Naive {
                     sequences.clone(),
                     geometry.argument(),
                     pattern(problem.pattern),
-                    Argument::I32(bias_number as i32),
-                    bias(Bias::Bool),
-                    bias(Bias::Additive),
+                    drawn,
+                    blocks,
+                    bool_bias,
+                    additive_bias,
                     scores.clone(),
                 ],
             )?,
@@ -122,7 +160,7 @@ impl CudaKernel for Naive {
                 arguments: vec![
                     sequences.clone(),
                     geometry.argument(),
-                    if problem.sinks { Argument::Tensor(TensorName::Sinks) } else { Argument::Null },
+                    tensor_core::sinks(problem),
                     scores.clone(),
                     Argument::OptionalTensor(TensorName::Lse),
                 ],

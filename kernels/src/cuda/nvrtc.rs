@@ -41,6 +41,13 @@ pub struct Cubin {
     pub log: String,
 }
 
+/// What the system's loader says of a library, which the error itself calls `dlopen failed`; it names the library, or this does.
+fn cause(path: &Path, error: &libloading::Error) -> String {
+    let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let name = path.display().to_string();
+    if said.contains(&name) { said } else { format!("{name}: {said}") }
+}
+
 type Program = *mut c_void;
 type Create = unsafe extern "C" fn(
     *mut Program,
@@ -105,16 +112,18 @@ impl Nvrtc {
     /// Opens all the first and one of the second.
     fn open(builtins: &[PathBuf], candidates: &[PathBuf]) -> Result<Nvrtc, NvrtcError> {
         let mut libraries = Vec::new();
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<String> = Vec::new();
         for path in builtins {
             // SAFETY: loading runs NVIDIA's initialisers, which expect nothing of us.
-            libraries.push(unsafe { Library::new(path) }.map_err(|error| NvrtcError::Missing(error.to_string()))?);
+            let library = unsafe { Library::new(path) };
+            let missing = |error| NvrtcError::Missing(cause(path, &error));
+            libraries.push(library.map_err(missing)?);
         }
         for path in candidates {
             // SAFETY: as above.
             match unsafe { Library::new(path) } {
                 Ok(library) => return Nvrtc::bind(library, libraries),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => reasons.push(cause(path, &error)),
             }
         }
         Err(NvrtcError::Missing(reasons.join("; ")))

@@ -1,6 +1,7 @@
 //! What each compiled kernel takes of a multiprocessor, as the assembler says it: a measure of a kernel that needs no GPU.
 
 use super::nvrtc::{Nvrtc, NvrtcError};
+use super::sass::{Disassembler, InstructionMix, SassError};
 use super::{CUDA_KERNELS, Module};
 
 /// One kernel of a module on one architecture.
@@ -18,6 +19,38 @@ pub struct Resources {
     pub stack_bytes: u32,
     /// Bytes of shared memory that are part of the kernel; what launches ask for comes on top.
     pub static_shared_bytes: u32,
+    /// What its machine code is made of, where somebody could read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<InstructionMix>,
+}
+
+/// Why the resources of a module are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourcesError {
+    /// It does not compile.
+    #[error(transparent)]
+    Compile(#[from] NvrtcError),
+    /// It was compiled, and the disassembler failed.
+    #[error(transparent)]
+    Sass(#[from] SassError),
+}
+
+/// The oldest architecture that these kernels are written for.
+const OLDEST: u32 = 80;
+
+/// Checks the name of an architecture: `sm_` and its number, with an `a` or an `f` where its own features are meant.
+///
+/// # Errors
+/// In words, with examples.
+pub fn check_architecture(name: &str) -> Result<(), String> {
+    let number = name.strip_prefix("sm_").map(|rest| rest.trim_end_matches(['a', 'f']));
+    let suffix = number.map_or("", |number| &name[3 + number.len()..]);
+    let is_plain = |number: &&str| number.len() <= 3 && !number.starts_with('0') && suffix.len() <= 1;
+    match number.filter(is_plain).and_then(|number| number.parse::<u32>().ok()) {
+        None => Err("an architecture is named sm_80, sm_90a or alike".to_owned()),
+        Some(number) if number < OLDEST => Err(format!("these kernels are for sm_{OLDEST} and later")),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Every module of every kernel, once.
@@ -31,17 +64,33 @@ pub fn all_modules() -> Vec<Module> {
     modules
 }
 
-/// Compiles a module and reads what its kernels take, in the order of the log.
-pub fn of_module(nvrtc: &Nvrtc, module: &Module, architecture: &str) -> Result<Vec<Resources>, NvrtcError> {
+/// Compiles a module and reads what its kernels take, in the order of the log; with a disassembler, also what they are
+/// made of.
+///
+/// # Errors
+/// [`ResourcesError`]: it does not compile, or the disassembler fails.
+pub fn of_module(
+    nvrtc: &Nvrtc,
+    module: &Module,
+    architecture: &str,
+    disassembler: Option<&Disassembler>,
+) -> Result<Vec<Resources>, ResourcesError> {
     let cubin = nvrtc.compile(module, architecture)?;
-    let kernels = parse(&module.label(), &cubin.log);
+    let mut kernels = parse(&module.label(), &cubin.log);
     if kernels.is_empty() {
         return Err(NvrtcError::Compile {
             module: module.label(),
             architecture: architecture.into(),
             reason: "the log names no kernel".into(),
             log: cubin.log,
-        });
+        }
+        .into());
+    }
+    if let Some(disassembler) = disassembler {
+        let mixes = disassembler.mixes(&cubin.bytes)?;
+        for kernel in &mut kernels {
+            kernel.instructions = mixes.get(&kernel.entry).copied();
+        }
     }
     Ok(kernels)
 }
@@ -58,6 +107,7 @@ fn parse(module: &str, log: &str) -> Vec<Resources> {
                 spill_bytes: 0,
                 stack_bytes: 0,
                 static_shared_bytes: 0,
+                instructions: None,
             });
         }
         let Some(kernel) = kernels.last_mut() else { continue };
@@ -99,6 +149,28 @@ mod tests {
         assert_eq!((combine.registers, combine.spill_bytes, combine.stack_bytes), (72, 12, 16));
         assert_eq!((paged.registers, paged.spill_bytes, paged.static_shared_bytes), (255, 0, 1024));
         assert!(parse("paged", "nothing of the kind").is_empty());
+    }
+
+    #[test]
+    fn architectures_are_checked_before_anything_is_compiled() {
+        for good in ["sm_80", "sm_86", "sm_90a", "sm_100f", "sm_121"] {
+            assert_eq!(check_architecture(good), Ok(()), "{good}");
+        }
+        for (bad, expected) in [
+            ("sm_12", "sm_80 and later"),
+            ("sm_75", "sm_80 and later"),
+            ("sm_", "is named"),
+            ("sm_90aa", "is named"),
+            ("sm_090", "is named"),
+            ("sm_-90", "is named"),
+            ("compute_80", "is named"),
+            ("90", "is named"),
+            ("", "is named"),
+            ("sm_9000", "is named"),
+        ] {
+            let error = check_architecture(bad).expect_err(bad);
+            assert!(error.contains(expected), "{bad}: {error}");
+        }
     }
 
     #[test]

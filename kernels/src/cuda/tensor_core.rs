@@ -1,7 +1,9 @@
 //! What the kernels on tensor cores have in common: which problems, which head dimensions, which element.
 
+use super::plan::Argument;
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Bias, Dtype};
+use crate::tensor::TensorName;
 
 /// The head dimensions (d_qk, d_v) that tensor-core kernels are compiled for. Others are computed in the smallest one that
 /// holds them, with columns of zeros.
@@ -24,8 +26,7 @@ pub(super) fn element(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Refuses what no kernel on tensor cores does: f32, mixed dtypes, rows that are not whole 16-byte chunks, biases and
-/// sinks, scales that turn the order of scores around.
+/// Refuses what no kernel on tensor cores does: f32 and mixed dtypes.
 pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
     if problem.dtype == Dtype::F32 {
@@ -34,10 +35,17 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
     if problem.dtype_kv != problem.dtype {
         return unsupported(format!("keys in another dtype than queries: {kernel} multiplies equal ones"));
     }
+    Ok(())
+}
+
+/// Refuses what only kernels with the variant [`Variant::General`] do, and sinks: rows that are not whole 16-byte chunks,
+/// biases, and scales that turn the order of scores around.
+pub(super) fn is_plain(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
     for (what, dim) in [("d_qk", problem.head_dim_qk), ("d_v", problem.head_dim_v)] {
         if dim % 8 != 0 {
             return unsupported(format!(
-                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive has any)"
+                "{what} = {dim}: {kernel} copies rows in pieces of 8 elements (naive and flash have any)"
             ));
         }
     }
@@ -48,4 +56,47 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
         return unsupported(format!("a scale that is not positive: {kernel} finds the largest score before it scales"));
     }
     Ok(())
+}
+
+/// How scores come about: `SCORES` of `attend.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Variant {
+    /// A positive scale.
+    Plain,
+    /// A positive scale and a softcap.
+    Capped,
+    /// Any scale, a softcap where there is one, any bias, any head dimensions.
+    General,
+}
+
+impl Variant {
+    pub(super) const ALL: [Variant; 3] = [Variant::Plain, Variant::Capped, Variant::General];
+
+    /// The variant that a problem needs. Sinks take part only at the end, in every variant.
+    pub(super) fn of(problem: &AttentionProblem) -> Variant {
+        let is_whole = problem.head_dim_qk.is_multiple_of(8) && problem.head_dim_v.is_multiple_of(8);
+        if problem.bias != Bias::None || problem.effective_scale() <= 0.0 || !is_whole {
+            Variant::General
+        } else if problem.softcap.is_some() {
+            Variant::Capped
+        } else {
+            Variant::Plain
+        }
+    }
+
+    /// The define of a module.
+    pub(super) fn define(self) -> (&'static str, String) {
+        ("VARIANT", (self as u32).to_string())
+    }
+}
+
+/// The sinks of a problem, or null.
+pub(super) fn sinks(problem: &AttentionProblem) -> Argument {
+    if problem.sinks { Argument::Tensor(TensorName::Sinks) } else { Argument::Null }
+}
+
+/// The tensors of a bool and of an additive bias; null where the problem has another.
+pub(super) fn biases(problem: &AttentionProblem) -> [Argument; 2] {
+    [Bias::Bool, Bias::Additive]
+        .map(|wanted| if problem.bias == wanted { Argument::Tensor(TensorName::Bias) } else { Argument::Null })
 }

@@ -2,7 +2,9 @@
 
 use attn_kernels::cuda::paged::Paged;
 use attn_kernels::cuda::split_kv::SplitKv;
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, KvLayout, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{
+    AttentionProblem, Bias, CausalAlignment, Dtype, KvLayout, Layout, Lengths, Pattern, Phase,
+};
 
 use super::check;
 
@@ -67,4 +69,27 @@ fn ragged_batches() {
     check_all(&problem);
     problem.layout = Layout::Thd;
     check(&SplitKv, &problem);
+}
+
+/// Heads of a group have slopes and sinks of their own, in one tile; sinks count once, however many shares the keys have.
+#[test]
+fn biases_and_sinks() {
+    for (index, bias) in Bias::ALL.into_iter().enumerate() {
+        for length in [40, 900] {
+            let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (6, 2), (1 + index, length), 64);
+            problem.bias = bias;
+            problem.sinks = true;
+            problem.causal = index != 1;
+            problem.softcap = (index == 2).then_some(5.0);
+            check_all(&problem);
+        }
+    }
+    // Rows that are no whole chunks, in shares and alone.
+    for (dim, dim_v, length) in [(33, 63, 1000), (5, 1, 90)] {
+        let odd = AttentionProblem { head_dim_v: dim_v, ..problem(Dtype::Bf16, (4, 2), (2, length), dim) };
+        check_all(&odd);
+    }
+    let mut turned = problem(Dtype::F16, (4, 1), (2, 300), 128);
+    turned.scale = Some(-0.1);
+    check_all(&turned);
 }

@@ -3,7 +3,7 @@
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 
 use super::check;
 
@@ -73,8 +73,23 @@ fn windows() {
 /// Every compiled width, and widths that fill one in part.
 #[test]
 fn head_dimensions() {
-    let dims =
-        [(64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24)];
+    let dims = [
+        (64, 64),
+        (96, 96),
+        (128, 128),
+        (192, 128),
+        (192, 192),
+        (256, 256),
+        (40, 72),
+        (8, 8),
+        (104, 128),
+        (200, 24),
+        (1, 1),
+        (7, 20),
+        (65, 33),
+        (80, 3),
+        (255, 249),
+    ];
     for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
         let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (70, 150), dim_qk);
         problem.head_dim_v = dim_v;
@@ -107,5 +122,33 @@ fn shared_heads_ragged_batches_and_softcap() {
                 check(&Flash1, &problem);
             }
         }
+    }
+}
+
+/// Every bias with and without what else changes scores, over lengths that no tile divides.
+#[test]
+fn biases_sinks_and_scales_of_either_sign() {
+    for (index, bias) in Bias::ALL.into_iter().enumerate() {
+        for sinks in [false, true] {
+            let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (4, 2), (0, 0), 64);
+            problem.batch = 3;
+            problem.causal = bias == Bias::Alibi;
+            problem.bias = bias;
+            problem.sinks = sinks;
+            problem.softcap = sinks.then_some(4.0);
+            problem.scale = [None, Some(-0.2)][index % 2];
+            problem.seqlen_q = Lengths::List(vec![70, 1, 133]);
+            problem.seqlen_kv = Lengths::List(vec![70, 0, 90]);
+            check(&Flash, &problem);
+        }
+    }
+    // The tiles of every width, and a window whose first keys the bias favours.
+    for (dim, dim_v) in [(96, 96), (128, 128), (192, 128), (256, 256)] {
+        let mut problem = problem(Dtype::Bf16, (3, 1), (70, 150), dim);
+        problem.head_dim_v = dim_v;
+        problem.bias = Bias::Alibi;
+        problem.causal_alignment = CausalAlignment::TopLeft;
+        problem.pattern = Pattern::Window { left: 40, right: 9 };
+        check(&Flash, &problem);
     }
 }

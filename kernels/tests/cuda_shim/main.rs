@@ -7,6 +7,7 @@ mod naive;
 mod others;
 mod sabotage;
 mod shim;
+mod tiles;
 
 use std::path::Path;
 

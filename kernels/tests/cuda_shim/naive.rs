@@ -44,6 +44,27 @@ fn patterns() {
     }
 }
 
+/// Blocks are drawn a head, and a sequence's are its own unless another has the same lengths.
+#[test]
+fn bigbird() {
+    let bigbird = |random| Pattern::Bigbird { block: 8, window: 3, global: 2, random, seed: 5 };
+    for (index, lengths) in [(90, 90), (40, 300), (100, 40), (3, 1), (1, 77)].into_iter().enumerate() {
+        for causal in [false, true] {
+            let mut problem = problem(Dtype::ALL[index % 3], (4, 2), lengths, 16);
+            problem.pattern = bigbird(3 * (index % 2));
+            problem.causal = causal;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
+            check(&Naive, &problem);
+        }
+    }
+    let mut ragged = problem(Dtype::F16, (2, 2), (0, 0), 16);
+    ragged.batch = 4;
+    ragged.pattern = bigbird(2);
+    ragged.seqlen_q = Lengths::List(vec![70, 1, 70, 33]);
+    ragged.seqlen_kv = Lengths::List(vec![70, 0, 70, 190]);
+    check(&Naive, &ragged);
+}
+
 #[test]
 fn biases_sinks_softcap_and_ragged_batches() {
     for bias in Bias::ALL {

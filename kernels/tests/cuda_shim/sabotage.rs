@@ -10,7 +10,7 @@ use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
 use attn_kernels::cuda::{CudaKernel, HEADERS};
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Mechanism, Phase};
+use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Mechanism, Pattern, Phase};
 
 use super::judge;
 use super::shim::cuda_folder;
@@ -124,6 +124,39 @@ fn the_oracle_sees_wrong_mathematics() {
         ("lse", "attend.cuh", "log2_fast(sum[m][half])) * LN_2", "log2_fast(sum[m][half]))"),
         ("heads", "flash.cu", "work.head / (geometry.heads_q / geometry.heads_kv)", "0 * work.head"),
     ];
+    let general = AttentionProblem { bias: Bias::Alibi, sinks: true, ..decode() };
+    let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
+    let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
+    let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 7] = [
+        ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
+        ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
+        (
+            "packed",
+            &SplitKv,
+            &general,
+            "decode.cuh",
+            "alibi_slope(geometry, packed.head)",
+            "alibi_slope(geometry, head_kv)",
+        ),
+        (
+            "odd_copy",
+            &Flash,
+            &odd,
+            "attend.cuh",
+            "exists && int(index * 8 + e) < dim)",
+            "exists && int(index * 8 + e) + 1 < dim)",
+        ),
+        ("odd_store", &Flash, &odd, "geometry.cuh", "if (column + e < dim) store", "if (column + 8 <= dim) store"),
+        ("drawn", &Naive, &bigbird, "naive.cu", "(i64(head) * drawn.rows + row)", "(0 * i64(head) + row)"),
+        ("block", &Naive, &bigbird, "naive.cu", ">> block % 32 & 1", ">> (block + 1) % 32 & 1"),
+    ];
+    for (label, kernel, problem, file, right, wrong) in more {
+        let text = text_of(file);
+        assert_eq!(text.matches(right).count(), 1, "{label}: {file} has `{right}` once");
+        let error = judge(kernel, problem, &with_file(label, file, &text.replace(right, wrong))).expect_err(label);
+        assert!(error.contains("ErrorReport"), "{label}: {error}");
+    }
     for (label, file, right, wrong) in mistakes {
         let text = text_of(file);
         assert_eq!(text.matches(right).count(), 1, "{label}: {file} has `{right}` once");

@@ -10,7 +10,14 @@ use attn_kernels::cuda::{Argument, CudaPlan, HEADERS, Header, Launch, Module};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 use libloading::Library;
 
-const SHIM: &str = include_str!("../../cuda/shim/shim.h");
+/// The shim's headers, whose change means that everything is compiled anew.
+static SHIM: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let entries = std::fs::read_dir(cuda_folder().join("shim")).expect("the shim is there");
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "h"));
+    paths.sort();
+    paths.iter().map(|path| std::fs::read_to_string(path).expect("a header is text")).collect()
+});
 
 /// `struct Allocation` of the shim.
 #[repr(C)]
@@ -40,6 +47,17 @@ pub(crate) struct Compiled {
     library: Library,
 }
 
+impl Compiled {
+    /// A function that the shim exports.
+    ///
+    /// # Safety
+    /// The type is the function's.
+    pub(crate) unsafe fn get<T: Copy>(&self, name: &[u8]) -> T {
+        // SAFETY: the caller's.
+        *unsafe { self.library.get::<T>(name) }.expect("the shim exports it")
+    }
+}
+
 /// One slot a module, filled by whoever needs it first.
 type Slot = Arc<OnceLock<Compiled>>;
 type Slots = HashMap<(PathBuf, Vec<String>), Slot>;
@@ -66,7 +84,8 @@ fn build(path: &Path, options: &[String]) -> Compiled {
     let source = std::fs::read_to_string(path).expect("the source exists");
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or("").to_string();
-    let mut all = vec![source, SHIM.to_string(), flags, options.join(" ")];
+    let mut all = vec![source, flags, options.join(" ")];
+    all.extend(SHIM.iter().cloned());
     // The headers beside it, which may differ from those that are embedded.
     let beside = |header: &Header| path.parent().map(|folder| folder.join(header.name));
     all.extend(HEADERS.iter().filter_map(|header| std::fs::read_to_string(beside(header)?).ok()));

@@ -13,6 +13,7 @@ use super::terminal;
 use crate::case::Mode;
 use crate::device::cpu::info::CpuInfo;
 use crate::device::cpu::usable_cores;
+use crate::device::telemetry::{Source, nvml::NvmlSource, trace::Trace};
 use crate::history::point::of_record;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
@@ -63,6 +64,14 @@ pub struct Args {
     /// Allow this provider: `torch`, `onnxruntime`, `jax`, `ggml`, `cudnn` and `flash_attn` are known, another is started as NAME='COMMAND ARGS' (words split as a shell would, no shell runs)
     #[arg(long, value_name = "NAME[=COMMAND]")]
     provider: Vec<String>,
+
+    /// Also run every GPU case back to back for two seconds a round, for its energy a call and its memory's activity
+    #[arg(long)]
+    energy: bool,
+
+    /// Ask this recorded trace instead of NVML what GPUs do: for tests, and the record says so
+    #[arg(long, value_name = "FILE")]
+    nvml_trace: Option<PathBuf>,
 
     /// Go on with a run that was stopped or killed, from its journal (RECORD.journal); the rest as in the first call
     #[arg(long, value_name = "JOURNAL", conflicts_with = "dry_run")]
@@ -156,6 +165,7 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
         if let Some(mode) = args.mode {
             case.settings.mode = mode;
         }
+        case.settings.energy |= args.energy;
         if let Some(threads) = args.threads
             && case.threads > 0
         {
@@ -181,6 +191,10 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
     let workers = workers::commands(&args.provider, scratch.path())?;
     let control_worker = workers::built_in("cpu")?;
+    let telemetry: Box<dyn Source> = match &args.nvml_trace {
+        None => Box::new(NvmlSource),
+        Some(path) => Box::new(Trace::load(path)?),
+    };
     let stop = interrupt::stop_flag()?;
     let mut builder = RecordBuilder::new(suite);
     let mut journal = match &args.resume {
@@ -195,8 +209,13 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     };
 
     let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
-    let context =
-        RunContext { workers: &workers, control_worker: &control_worker, scratch: scratch.path(), stop: stop.clone() };
+    let context = RunContext {
+        workers: &workers,
+        control_worker: &control_worker,
+        telemetry: &*telemetry,
+        scratch: scratch.path(),
+        stop: stop.clone(),
+    };
     let mut observer = progress::observer(suite, args.json);
     let shared_at_start = is_shared(lock.as_ref());
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());

@@ -1,0 +1,177 @@
+// What ptx.cuh promises, on this machine.
+#pragma once
+
+#include "barriers.h"
+#include "copies.h"
+#include "launch.h"
+#include "tiles.h"
+#include "warps.h"
+
+inline u32 thread_index() { return shim::machine->current->index.x; }
+inline u32 block_index() { return shim::machine->block.x; }
+inline u32 block_index_y() { return shim::machine->block.y; }
+inline u32 block_index_z() { return shim::machine->block.z; }
+inline u32 grid_size() { return shim::machine->grid.x; }
+
+inline u32 opaque(u32 value) { return value; }
+
+template <class T> inline T load(Global<T> p, i64 index, LINE) {
+    shim::check_global(p.pointer + index, sizeof(T), sizeof(T), false, line);
+    return p.pointer[index];
+}
+template <class T> inline T load_struct(Global<const T> p, i64 index, LINE) {
+    static_assert(sizeof(T) % 4 == 0, "a structure of whole words");
+    shim::check_global(p.pointer + index, sizeof(T), alignof(T), false, line);
+    return p.pointer[index];
+}
+template <class T> inline Vec4 load_vec4(Global<const T> p, i64 index, LINE) {
+    shim::check_global(p.pointer + index, 16, 16, false, line);
+    Vec4 v;
+    memcpy(&v, p.pointer + index, 16);
+    return v;
+}
+template <class T> inline void store(Global<T> p, i64 index, T value, LINE) {
+    shim::check_global(p.pointer + index, sizeof(T), sizeof(T), true, line);
+    p.pointer[index] = value;
+}
+template <class T> inline void store_vec4(Global<T> p, i64 index, Vec4 v, LINE) {
+    shim::check_global(p.pointer + index, 16, 16, true, line);
+    memcpy(p.pointer + index, &v, 16);
+}
+
+inline u32 shared_memory() { return shim::SHARED_BASE; }
+inline f32 load_shared_f32(u32 address, LINE) {
+    f32 value;
+    memcpy(&value, shim::read_shared(address, 4, line), 4);
+    return value;
+}
+inline u32 load_shared_u32(u32 address, LINE) {
+    u32 value;
+    memcpy(&value, shim::read_shared(address, 4, line), 4);
+    return value;
+}
+inline Vec4 load_shared_vec4(u32 address, LINE) {
+    Vec4 v;
+    memcpy(&v, shim::read_shared(address, 16, line), 16);
+    return v;
+}
+inline void store_shared(u32 address, f32 value, LINE) { shim::write_shared(address, &value, 4, line); }
+inline void store_shared(u32 address, u32 value, LINE) { shim::write_shared(address, &value, 4, line); }
+inline void store_shared_vec4(u32 address, Vec4 v, LINE) { shim::write_shared(address, &v, 16, line); }
+
+template <class T> inline void copy_async_16(u32 address, Global<const T> p, i64 index, bool is_valid, LINE) {
+    shim::Thread &self = *shim::machine->current;
+    const u8 *from = is_valid ? reinterpret_cast<const u8 *>(p.pointer + index) : nullptr;
+    if (is_valid) shim::check_global(from, 16, 16, false, line);
+    shim::claim_shared(address, 16, shim::PENDING, line, "asynchronous copy");
+    self.copies.push_back({address, from, self.groups_committed});
+}
+inline void copy_async_commit() { shim::machine->current->groups_committed++; }
+template <int in_flight> inline void copy_async_wait(LINE) {
+    u32 committed = shim::machine->current->groups_committed;
+    if (committed > u32(in_flight)) shim::complete_copies(committed - in_flight, line);
+}
+
+inline void sync_threads(LINE) { shim::barrier_wait(0, shim::machine->threads, line); }
+inline void sync_named(u32 barrier, u32 threads, LINE) { shim::barrier_wait(barrier, threads, line); }
+inline void sync_warp(LINE) {
+    shim::together(shim::SYNC_WARP, line, [](shim::Thread *lanes) { lanes->warp->epoch++; });
+}
+
+inline void mbarrier_init(u32 address, u32 arrivals, LINE) {
+    u64 zero = 0;
+    if (!arrivals) shim::fail(line, "an mbarrier of no arrivals");
+    shim::write_shared(address, &zero, 8, line);
+    auto &barriers = shim::machine->memory_barriers;
+    for (size_t i = 0; i < barriers.size(); i++)
+        if (barriers[i].address == address) barriers.erase(barriers.begin() + i--);
+    shim::MemoryBarrier barrier = {};
+    barrier.address = address;
+    barrier.arrivals = barrier.missing = arrivals;
+    barrier.initialised_by = shim::machine->current->number;
+    barriers.push_back(barrier);
+}
+// The shared memory of an mbarrier is read by every use, so that a use before its initialisation is visible is a race.
+inline void mbarrier_arrive(u32 address, LINE) {
+    shim::arrive(address, 0, line);
+}
+inline void mbarrier_arrive_expect(u32 address, u32 bytes, LINE) { shim::arrive(address, bytes, line); }
+inline void fence_mbarrier_init() {
+    for (shim::MemoryBarrier &barrier : shim::machine->memory_barriers)
+        if (barrier.initialised_by == shim::machine->current->number) barrier.is_fenced = true;
+}
+inline void mbarrier_wait(u32 address, u32 parity, LINE) {
+    shim::read_shared(address, 8, line);
+    shim::Thread &self = *shim::machine->current;
+    for (;;) {
+        shim::MemoryBarrier &barrier = shim::memory_barrier(address, line);
+        if ((barrier.phase & 1) == (parity & 1)) shim::complete_tiles(barrier, line);
+        if ((barrier.phase & 1) != (parity & 1)) {
+            shim::learn(*self.warp, barrier.clock);
+            return;
+        }
+        self.warp->runnable &= ~(1u << self.lane);
+        barrier.waiting[self.warp->number] |= 1u << self.lane;
+        shim::give_way(self);
+    }
+}
+
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y}, 2, barrier, line);
+}
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y, z}, 3, barrier, line);
+}
+inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, i32 w, u32 barrier, LINE) {
+    shim::copy_tile(address, map, {x, y, z, w}, 4, barrier, line);
+}
+
+inline f32 shuffle_xor(f32 value, u32 mask, LINE) {
+    u32 lane = shim::machine->current->lane ^ mask;
+    return shim::bits_to_float(shim::shuffle(shim::float_to_bits(value), lane, line));
+}
+inline f32 shuffle(f32 value, u32 lane, LINE) {
+    return shim::bits_to_float(shim::shuffle(shim::float_to_bits(value), lane, line));
+}
+inline i32 shuffle(i32 value, u32 lane, LINE) { return i32(shim::shuffle(u32(value), lane, line)); }
+inline i64 shuffle(i64 value, u32 lane, LINE) {
+    u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
+    return i64(u64(high) << 32 | low);
+}
+inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
+inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
+
+struct Bf16 {
+    using Storage = u16;
+    static f32 widen(u16 x) { return shim::bf16_to_f32(x); }
+    static u32 pack(f32 low, f32 high) { return shim::f32_to_bf16(low) | u32(shim::f32_to_bf16(high)) << 16; }
+    static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
+        shim::multiply<shim::bf16_to_f32>(d, a, b0, b1, line);
+    }
+};
+struct F16 {
+    using Storage = u16;
+    static f32 widen(u16 x) { return shim::half_to_f32(x); }
+    static u32 pack(f32 low, f32 high) { return shim::f32_to_half(low) | u32(shim::f32_to_half(high)) << 16; }
+    static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
+        shim::multiply<shim::half_to_f32>(d, a, b0, b1, line);
+    }
+};
+
+struct F32 {
+    using Storage = f32;
+    static f32 widen(f32 x) { return x; }
+};
+template <class Element> inline typename Element::Storage narrow(f32 x) { return u16(Element::pack(x, 0.0f)); }
+template <> inline f32 narrow<F32>(f32 x) { return x; }
+
+inline f32 exp2_fast(f32 x) {
+    f32 y = exp2f(x);
+    return fabsf(y) < 0x1p-126f ? 0.0f : y;
+}
+inline f32 log2_fast(f32 x) { return log2f(x); }
+inline f32 reciprocal_fast(f32 x) { return 1.0f / x; }
+inline f32 fused_multiply_add(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
+inline f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
+inline f32 bits_to_f32(u32 bits) { return shim::bits_to_float(bits); }
+inline u32 f32_to_bits(f32 x) { return shim::float_to_bits(x); }

@@ -1,0 +1,160 @@
+// The state of a block in flight: its threads, warps, barriers, shared memory, and what is known of each byte of it.
+#pragma once
+
+#include <cmath>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <sys/mman.h>
+#include <utility>
+#include <vector>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef unsigned long long u64;
+typedef int32_t i32;
+typedef long long i64;
+typedef float f32;
+
+#define DEVICE inline
+#define KERNEL(threads, blocks) static void
+#define GRID_CONSTANT
+#define ENTRY(name) static const shim::Register<&name> register_##name{#name};
+// The source line of the caller, so that an error names the kernel's line.
+#define LINE int line = __builtin_LINE()
+
+struct alignas(16) Vec4 {
+    u32 word[4];
+};
+
+struct TensorMap;
+
+namespace shim {
+
+struct Index {
+    u32 x, y, z;
+};
+
+// Memory that a kernel may touch.
+struct Allocation {
+    u8 *base;
+    u64 bytes;
+    const char *name;
+    // For memory that starts undefined: one byte a byte, 1 where something was written. Else null.
+    u8 *is_defined;
+    u32 is_writable;
+};
+
+constexpr u32 LANES = 32, MAX_WARPS = 32, SHARED_BASE = 1024, MAX_SHARED = 232448, GRANULE = 4;
+constexpr u32 STACK_BYTES = 256 << 10;
+
+enum State : u8 { UNDEFINED, DEFINED, PENDING };
+
+// What is known of four bytes of shared memory.
+struct Granule {
+    u32 write_epoch;
+    u16 writer;
+    State state;
+};
+
+// An asynchronous copy of 16 bytes; `from` is null for zeros.
+struct Copy {
+    u32 to;
+    const u8 *from;
+    u32 group;
+};
+
+enum Operation : u8 { NONE, SHUFFLE, SYNC_WARP, LOAD_MATRICES, MULTIPLY };
+
+struct Warp;
+
+struct Thread {
+#if defined(__x86_64__)
+    void *stack_pointer;
+#else
+    ucontext_t context;
+#endif
+    Index index;
+    u32 number, lane;
+    Warp *warp;
+    // What the thread brought to its warp's instruction, and where the answer goes.
+    u32 *in[3];
+    u32 *out;
+    u32 operand;
+    std::vector<Copy> copies;
+    u32 groups_committed;
+};
+
+struct Warp {
+    u32 number;
+    u32 runnable, alive, arrived;
+    Operation operation;
+    int line;
+    u32 epoch;
+    // The epoch of each warp up to which this one has synchronised with it.
+    u32 clock[MAX_WARPS];
+};
+
+struct Barrier {
+    u32 expected, arrived;
+    u32 waiting[MAX_WARPS];
+    int line;
+};
+
+// A tile on its way: where it goes, who asked for it, and which box.
+struct TileCopy {
+    u32 to, bytes, warp, epoch;
+    const TensorMap *map;
+    i32 at[5];
+};
+
+// A phase ends when no arrival is missing and `bytes`, announced less copied, is 0.
+struct MemoryBarrier {
+    u32 address, arrivals, missing, phase;
+    i64 bytes;
+    // Whether the copy engine sees that it was initialised, and by whom it was.
+    bool is_fenced;
+    u32 initialised_by;
+    std::vector<TileCopy> tiles;
+    u32 clock[MAX_WARPS];
+    u32 waiting[MAX_WARPS];
+};
+
+// One block in flight on this host thread.
+struct Machine {
+    const char *kernel;
+    Index grid, block_size, block;
+    u32 threads, warps, shared_bytes, finished;
+    void (*body)(void **);
+    void **arguments;
+    const Allocation *allocations;
+    u32 allocation_count, last_hit;
+    Thread *current;
+    std::vector<Thread> thread;
+    Warp warp[MAX_WARPS];
+    Barrier barrier[16];
+    std::vector<MemoryBarrier> memory_barriers;
+    std::vector<u8> shared;
+    std::vector<Granule> granules;
+    // (granule, warp): epoch << 6 | lane of the last read, lane 63 for several.
+    std::vector<u32> readers;
+    u8 *stacks;
+    u32 stack_count;
+    bool has_failed;
+    char error[1024];
+#if defined(__x86_64__)
+    void *scheduler;
+#else
+    ucontext_t scheduler;
+#endif
+};
+
+static thread_local Machine *machine __attribute__((tls_model("initial-exec"))) = nullptr;
+
+} // namespace shim
