@@ -20,9 +20,9 @@ pub struct Resources {
     pub static_shared_bytes: u32,
 }
 
-/// Every module of every kernel, once.
+/// Every module of every kernel, once, and those of the harness.
 pub fn all_modules() -> Vec<Module> {
-    let mut modules: Vec<Module> = Vec::new();
+    let mut modules: Vec<Module> = super::harness::modules();
     for module in CUDA_KERNELS.iter().flat_map(|kernel| kernel.modules()) {
         if !modules.contains(&module) {
             modules.push(module);
@@ -46,8 +46,8 @@ pub fn of_module(nvrtc: &Nvrtc, module: &Module, architecture: &str) -> Result<V
     Ok(kernels)
 }
 
-/// Reads the log of `ptxas -v`.
-fn parse(module: &str, log: &str) -> Vec<Resources> {
+/// Reads the log of `ptxas -v`: the kernels of a module, in the log's order.
+pub fn parse(module: &str, log: &str) -> Vec<Resources> {
     let mut kernels: Vec<Resources> = Vec::new();
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
