@@ -5,6 +5,7 @@
 
 pub mod environment;
 pub mod file;
+pub mod launch;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod schema;
@@ -211,6 +212,15 @@ pub struct CaseRound {
     /// Nanoseconds of compiling kernels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compile_ns: Option<u64>,
+    /// Device cycles of each timed call, where the device tells of all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cycles: Vec<f64>,
+    /// What a call launches on a GPU, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launches: Vec<launch::LaunchReport>,
+    /// The device, in the worker's words, where a provider may have several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Memory, in bytes.
     pub memory: Option<MemoryReport>,
     /// Comparison with the oracle, one a tensor and verified call.
@@ -231,6 +241,9 @@ impl CaseRound {
             sample_flags: BTreeMap::new(),
             plan_ns: None,
             compile_ns: None,
+            cycles: Vec::new(),
+            launches: Vec::new(),
+            device: None,
             memory: None,
             verification: Vec::new(),
         }
@@ -246,6 +259,9 @@ pub struct MemoryReport {
     pub extra_peak_bytes: Option<u64>,
     /// High-water mark of the process's resident memory, reset before the case: evidence.
     pub rss_peak_bytes: Option<u64>,
+    /// Bytes of a GPU's memory that are taken, by whomever, after the last call: evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_used_bytes: Option<u64>,
 }
 
 /// One tensor of one call against the oracle.
@@ -292,6 +308,9 @@ pub struct ControlResult {
     pub threads: usize,
     /// Bytes of the working set.
     pub working_set_bytes: u64,
+    /// Type of the elements of `fma` on devices that have a rate for each; cases are judged by their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<attn_kernels::problem::Dtype>,
     /// Bytes or FLOPs of one sample.
     pub work: u64,
     /// Nanoseconds of each sample, a list a round.

@@ -87,6 +87,7 @@ fn control(name: &str, kind: ControlKind, work: u64, ns: f64) -> ControlResult {
         name: name.into(),
         kind,
         provider: "cpu".into(),
+        dtype: None,
         mode: Mode::Cold,
         threads: 2,
         working_set_bytes: 1 << 30,
