@@ -42,6 +42,14 @@ pub struct Record {
     pub cases: Vec<CaseResult>,
 }
 
+impl Record {
+    /// What it was measured on: the GPU where there is one, else the processor.
+    pub fn device_model(&self) -> Option<&str> {
+        let model = self.fingerprint.get("gpu_model").or_else(|| self.fingerprint.get("cpu_model"));
+        model.map(String::as_str)
+    }
+}
+
 /// What ran, when and how long.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunInfo {

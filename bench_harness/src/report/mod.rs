@@ -11,6 +11,7 @@ pub mod json;
 pub mod listing;
 pub mod ratios;
 pub mod samples;
+pub mod self_test;
 pub mod scaling;
 pub mod table;
 pub mod units;

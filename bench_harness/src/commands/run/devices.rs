@@ -5,6 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use attn_kernels::cuda::CudaKernel;
+use attn_kernels::kernel::KernelError;
 
 use super::Args;
 use super::workers::built_in;
@@ -74,11 +76,12 @@ pub(super) fn retarget(suite: &mut Suite, args: &Args) -> anyhow::Result<()> {
         case.case.provider = "cuda".to_owned();
         case.threads = 0;
     }
-    let Some(kernel) = args.user_kernel()? else { return Ok(()) };
-    use attn_kernels::cuda::CudaKernel;
+    // Without a suite, the cases are the kernel's own already.
+    let Some(kernel) = args.user_kernel()?.filter(|_| args.suite.is_some()) else { return Ok(()) };
     let mut own: Vec<PlannedCase> = Vec::new();
     for case in suite.cases.iter().filter(|case| case.case.provider == "cuda") {
-        if kernel.supports(&case.case.problem).is_ok() {
+        // A manifest that makes no sense is the case's to say.
+        if !matches!(kernel.supports(&case.case.problem), Err(KernelError::Unsupported(_))) {
             let mut case = case.clone();
             case.case.kernel = kernel.name().to_owned();
             own.push(case);
@@ -97,7 +100,6 @@ pub(super) fn retarget(suite: &mut Suite, args: &Args) -> anyhow::Result<()> {
 
 /// The suite of a user's kernel alone: the problems of its manifest.
 pub(super) fn own_suite(kernel: &UserKernel) -> anyhow::Result<Suite> {
-    use attn_kernels::cuda::CudaKernel;
     let name = kernel.name();
     let problems = kernel.problems().map_err(|reason| anyhow::anyhow!("reading the manifest of `{name}`: {reason}"))?;
     if problems.is_empty() {
