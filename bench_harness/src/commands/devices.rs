@@ -4,9 +4,9 @@ use anyhow::Context;
 
 use super::{Exit, terminal};
 use crate::device::cpu::info::CpuInfo;
+use crate::device::cuda::self_test;
 use crate::device::{cuda, telemetry::nvml};
 use crate::record::environment;
-use crate::device::cuda::self_test;
 use crate::report;
 use crate::report::devices::{self, Devices, Found};
 

@@ -225,13 +225,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// Measures its cases, given with their positions in the round, and tells of each. Ends early where nobody listens.
-    fn run(
-        mut self,
-        share: &[(usize, usize)],
-        verifier: &mut Verifier,
-        mut rng: Pcg64,
-        news: &Sender<(usize, News)>,
-    ) {
+    fn run(mut self, share: &[(usize, usize)], verifier: &mut Verifier, mut rng: Pcg64, news: &Sender<(usize, News)>) {
         for &(position, case) in share {
             let planned = &self.suite.cases[case];
             if news.send((case, News::Started)).is_err() {

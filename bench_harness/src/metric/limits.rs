@@ -84,7 +84,8 @@ pub fn ceilings(case: &CaseResult, record: &Record) -> Ceilings {
     };
     let dtype = case.key.case_id.parse::<Case>().ok().map(|case| case.problem.dtype);
     let of_its_dtype = |control: &&ControlResult| control.dtype.is_none() || control.dtype == dtype;
-    let fma = record.controls.iter().filter(own).filter(|control| control.kind == ControlKind::Fma).filter(of_its_dtype);
+    let fma =
+        record.controls.iter().filter(own).filter(|control| control.kind == ControlKind::Fma).filter(of_its_dtype);
     Ceilings {
         bytes_per_s: candidates.into_iter().filter_map(rate_per_s).max_by(f64::total_cmp),
         flops_per_s: fma.filter_map(rate_per_s).max_by(f64::total_cmp),

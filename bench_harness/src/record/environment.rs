@@ -73,11 +73,7 @@ pub fn provenance(cpu: &CpuInfo) -> BTreeMap<String, String> {
 }
 
 /// Adds a GPU, as its worker describes it: what must be equal for times to be comparable, and what computes.
-pub fn add_gpu(
-    hello: &Hello,
-    fingerprint: &mut BTreeMap<String, String>,
-    provenance: &mut BTreeMap<String, String>,
-) {
+pub fn add_gpu(hello: &Hello, fingerprint: &mut BTreeMap<String, String>, provenance: &mut BTreeMap<String, String>) {
     let Some(gpu) = &hello.gpu else { return };
     let (major, minor) = gpu.compute_capability;
     fingerprint.extend(fields([

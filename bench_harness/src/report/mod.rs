@@ -11,8 +11,8 @@ pub mod json;
 pub mod listing;
 pub mod ratios;
 pub mod samples;
-pub mod self_test;
 pub mod scaling;
+pub mod self_test;
 pub mod table;
 pub mod units;
 

@@ -127,7 +127,11 @@ impl UserKernel {
     ) -> Result<Launch, String> {
         let size = |text: &String, most: i64| -> Result<u32, String> {
             let value = evaluate(text, variables)?;
-            if (0..=most).contains(&value) { Ok(value as u32) } else { Err(format!("`{text}` is {value}, beyond {most}")) }
+            if (0..=most).contains(&value) {
+                Ok(value as u32)
+            } else {
+                Err(format!("`{text}` is {value}, beyond {most}"))
+            }
         };
         let dims = |what: &str, texts: &[String], most: [i64; 3]| -> Result<[u32; 3], String> {
             let mut dims = [1u32; 3];
@@ -147,7 +151,9 @@ impl UserKernel {
         let arguments = entry
             .arguments
             .iter()
-            .map(|text| self.argument(text, problem, variables).map_err(|reason| format!("argument `{text}`: {reason}")))
+            .map(|text| {
+                self.argument(text, problem, variables).map_err(|reason| format!("argument `{text}`: {reason}"))
+            })
             .collect::<Result<_, String>>()?;
         Ok(Launch { module: 0, entry: self.entries[index], grid, block, shared_bytes, arguments })
     }
@@ -267,7 +273,8 @@ impl CudaKernel for UserKernel {
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
         let name = self.name;
         let supports = &self.manifest.supports;
-        let unsupported = |what: String| Err(KernelError::Unsupported(format!("{what}: the manifest of {name} says no")));
+        let unsupported =
+            |what: String| Err(KernelError::Unsupported(format!("{what}: the manifest of {name} says no")));
         if problem.mechanism != Mechanism::Softmax {
             return unsupported(format!("mechanism {}", problem.mechanism.name()));
         }
@@ -317,7 +324,8 @@ impl CudaKernel for UserKernel {
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
         let variables = variables(problem, Some(device));
-        let failed = |what: &str, reason: String| KernelError::Failed(format!("manifest of {}: {what}: {reason}", self.name));
+        let failed =
+            |what: &str, reason: String| KernelError::Failed(format!("manifest of {}: {what}: {reason}", self.name));
         let mut plan = CudaPlan {
             modules: vec![self.module(&variables, problem.dtype).map_err(|reason| failed("define", reason))?],
             ..CudaPlan::default()

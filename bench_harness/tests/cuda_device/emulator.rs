@@ -42,7 +42,10 @@ static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
     if !folder.join("libnvrtc.so.13").exists() {
         let define = format!("-DCUDA_FOLDER=\"{}\"", cuda_folder().display());
         let source = source.to_str().expect("a path of text");
-        compile(&["-O1", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", &define, source, "-ldl", "-lpthread"], &library);
+        compile(
+            &["-O1", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", &define, source, "-ldl", "-lpthread"],
+            &library,
+        );
         std::fs::copy(&library, folder.join("libnvrtc.so.13")).expect("the library can be copied");
     }
     folder

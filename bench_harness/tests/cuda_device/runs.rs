@@ -132,8 +132,12 @@ fn devices_share_the_cases_and_each_keeps_its_own() {
         let (record, _) = run(folder.path(), &[&suite, "--device", selection, "--rounds", "2"], &two, 0);
         let mut devices = Vec::new();
         for case in record["cases"].as_array().expect("a list") {
-            let of_case: BTreeSet<&str> =
-                case["rounds"].as_array().expect("rounds").iter().filter_map(|round| round["device"].as_str()).collect();
+            let of_case: BTreeSet<&str> = case["rounds"]
+                .as_array()
+                .expect("rounds")
+                .iter()
+                .filter_map(|round| round["device"].as_str())
+                .collect();
             assert_eq!(of_case.len(), 1, "both rounds of a case run on one device: {of_case:?}");
             devices.extend(of_case.into_iter().map(|device| device[..6].to_owned()));
         }

@@ -105,7 +105,7 @@ std::string compile(const std::string &name, const std::string &source, const st
         write_file(folder + "/" + header, text);
         files.push_back(header);
     }
-    std::vector<std::string> words{environment("CXX", "g++"), "-std=c++17", "-O2", "-march=native", "-fPIC", "-shared",
+    std::vector<std::string> words{environment("CXX", "g++"), "-std=c++17", "-O1", "-march=native", "-fPIC", "-shared",
                                    "-DATTN_HOST_SHIM", "-w", "-I", folder, "-I", CUDA_FOLDER};
     for (auto &option : options)
         if (option.rfind("-D", 0) == 0) words.push_back(option);

@@ -52,7 +52,10 @@ pub fn measure(
         let turns = (ARITHMETIC_NS / first_ns * f64::from(FIRST_TURNS)).clamp(1.0, 1e9) as u32;
         let device_ns = (0..samples).map(|_| run(turns, true)).collect::<Result<_, Fault>>().map_err(failed)?;
         let warps = u64::from(grid[0] * harness::THREADS / 32);
-        return Ok(ControlSamples { work: warps * u64::from(turns) * harness::flops_a_warp_and_turn(dtype), device_ns });
+        return Ok(ControlSamples {
+            work: warps * u64::from(turns) * harness::flops_a_warp_and_turn(dtype),
+            device_ns,
+        });
     }
     // A copy's working set is its source and its target.
     let buffers = if control.kind == ControlKind::Copy { 2 } else { 1 };

@@ -91,11 +91,7 @@ impl LoadedPlan {
     }
 
     /// Launches everything, in order; `address_of` knows the tensors of the call.
-    pub fn enqueue(
-        &self,
-        context: &Context,
-        address_of: &dyn Fn(TensorName) -> Option<u64>,
-    ) -> Result<(), Fault> {
+    pub fn enqueue(&self, context: &Context, address_of: &dyn Fn(TensorName) -> Option<u64>) -> Result<(), Fault> {
         for (function, launch) in &self.launches {
             let mut arguments: Vec<Vec<u64>> =
                 launch.arguments.iter().map(|argument| self.words(argument, address_of)).collect();
@@ -152,13 +148,7 @@ pub(super) fn load_module(
     Ok((loaded, log, blake3::hash(&image).to_hex()[..16].to_owned()))
 }
 
-fn report(
-    function: &Function,
-    launch: &Launch,
-    module: &Module,
-    log: &str,
-    hash: &str,
-) -> Result<LaunchReport, Fault> {
+fn report(function: &Function, launch: &Launch, module: &Module, log: &str, hash: &str) -> Result<LaunchReport, Fault> {
     let threads = launch.block.iter().product();
     let known = resources::parse(&module.label(), log).into_iter().find(|kernel| kernel.entry == launch.entry);
     Ok(LaunchReport {

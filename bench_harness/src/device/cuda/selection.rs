@@ -95,7 +95,9 @@ mod tests {
 
     #[test]
     fn rubbish_is_refused_with_the_way_out() {
-        for text in ["", "cuda:", "cuda:-1", "cuda:01", "cuda:0,0", "0", "gpu", "MIG-", "MIG-a b", "cuda:9999", "all,cpu"] {
+        for text in
+            ["", "cuda:", "cuda:-1", "cuda:01", "cuda:0,0", "0", "gpu", "MIG-", "MIG-a b", "cuda:9999", "all,cpu"]
+        {
             let error = text.parse::<Selection>().expect_err(text);
             assert!(error.contains("`cuda:0,1`"), "{text}: {error}");
         }

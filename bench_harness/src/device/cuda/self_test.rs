@@ -48,7 +48,8 @@ pub fn run(device: &CudaDevice) -> Result<SelfTest, LoadError> {
         timer.time(&context, How { flush: false, hold: false }, &mut work, &mut || Ok(())).map_err(failed)?;
         let mut samples = Vec::new();
         for _ in 0..SAMPLES {
-            let timing = timer.time(&context, How { flush: true, hold: true }, &mut work, &mut || Ok(())).map_err(failed)?;
+            let timing =
+                timer.time(&context, How { flush: true, hold: true }, &mut work, &mut || Ok(())).map_err(failed)?;
             unheld += usize::from(!timing.is_held);
             clocks.extend(timing.clock_mhz);
             samples.push(timing.device_ns);

@@ -160,12 +160,7 @@ impl Timer {
         }))
     }
 
-    fn enqueue(
-        &self,
-        context: &Context,
-        how: How,
-        work: &mut dyn FnMut() -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn enqueue(&self, context: &Context, how: How, work: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
         let record = |event| {
             // SAFETY: event and stream are live ones of this context.
             check("recording an event", unsafe { sys::cuEventRecord(event, context.stream()) })
@@ -189,10 +184,8 @@ impl Timer {
     fn clock_mhz(&self, context: &Context) -> Result<Option<f64>, Fault> {
         let mut bytes = vec![0u8; self.stamps.bytes() as usize];
         context.download(&self.stamps, &mut bytes)?;
-        let words: Vec<u64> = bytes
-            .chunks_exact(8)
-            .map(|chunk| u64::from_le_bytes(chunk.try_into().expect("chunks of eight")))
-            .collect();
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().expect("chunks of eight"))).collect();
         let (before, after) = words.split_at(words.len() / 2);
         Ok(mean_clock_mhz(before, after))
     }

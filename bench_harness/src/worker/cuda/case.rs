@@ -152,9 +152,8 @@ impl CudaCase {
         let is_first = self.calls == 0;
         let is_graph = mode == Mode::Hot && !is_first;
         if is_graph && !self.graphs.contains_key(&(slot, is_poisoned)) {
-            let graph = Graph::record(context, &mut || {
-                (0..self.repeat).try_for_each(|_| self.enqueue(slot, is_poisoned))
-            })?;
+            let graph =
+                Graph::record(context, &mut || (0..self.repeat).try_for_each(|_| self.enqueue(slot, is_poisoned)))?;
             self.graphs.insert((slot, is_poisoned), graph);
         }
         let how = How { flush: mode == Mode::Cold, hold: !is_first };
