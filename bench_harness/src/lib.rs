@@ -22,5 +22,6 @@ pub mod stats;
 pub mod store;
 pub mod suite;
 pub mod tensor_file;
+pub mod user_kernel;
 pub mod vcs;
 pub mod worker;

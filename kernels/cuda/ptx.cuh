@@ -61,8 +61,32 @@ DEVICE u32 opaque(u32 value) {
     return value;
 }
 
+// ---- Clocks ---------------------------------------------------------------------------------------------------------
+
+// Nanoseconds of a clock that all multiprocessors share. It ticks in steps of 32 ns to 1 us, as the device and driver will.
+DEVICE u64 timer_ns() {
+    u64 now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+    return now;
+}
+// Cycles of the running multiprocessor, and its number.
+DEVICE u64 clock_cycles() {
+    u64 now;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(now)::"memory");
+    return now;
+}
+DEVICE u32 multiprocessor_index() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(index));
+    return index;
+}
+
 // ---- Global memory --------------------------------------------------------------------------------------------------
 
+// A word that the host may change while the kernel runs.
+DEVICE u32 load_volatile(Global<const u32> p, i64 index) {
+    return *static_cast<const volatile u32 *>(p.pointer + index);
+}
 DEVICE u8 load(Global<const u8> p, i64 index) { return __ldg(p.pointer + index); }
 DEVICE u16 load(Global<const u16> p, i64 index) { return __ldg(p.pointer + index); }
 DEVICE u32 load(Global<const u32> p, i64 index) { return __ldg(p.pointer + index); }

@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 fn save(store: &BaselineStore, paths: &[PathBuf], name: Option<&str>, replace: bool, json: bool) -> anyhow::Result<()> {
     let records = paths.iter().map(|path| file::load(path)).collect::<Result<Vec<_>, _>>()?;
     // The device is the record's, not this machine's: records travel.
-    let device = match records[0].fingerprint.get("cpu_model") {
+    let device = match records[0].device_model() {
         Some(model) => slug(model),
         None => CpuInfo::read().slug(),
     };

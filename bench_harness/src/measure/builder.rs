@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use attn_kernels::work::Work;
 
-use super::controls::controls_for;
+use super::controls::{controls_for, gpu_controls_for};
 use super::journal::Entry;
 use crate::case::CaseKey;
+use crate::device::cuda::CudaDevice;
 use crate::record::{
     CaseResult, CaseRound, ControlResult, Disposition, GitState, RECORD_VERSION, Record, RunInfo, TimeSpent,
 };
@@ -26,6 +27,12 @@ impl RecordBuilder {
         let cases: Vec<CaseResult> = suite.cases.iter().map(unreached).collect();
         let index = cases.iter().enumerate().map(|(index, case)| (case.key.clone(), index)).collect();
         RecordBuilder { controls: controls_for(&suite.cases), cases, index, time: TimeSpent::default() }
+    }
+
+    /// The same with the controls of a GPU.
+    pub fn on_gpu(mut self, suite: &Suite, device: &CudaDevice) -> Self {
+        self.controls.extend(gpu_controls_for(&suite.cases, device));
+        self
     }
 
     /// Adds what an entry tells. Entries of cases that are not planned are ignored: the plan's hash excludes them.

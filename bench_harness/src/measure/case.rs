@@ -130,6 +130,7 @@ fn settle(seen: &mut CaseRound, disposition: Disposition, reason: String) {
     seen.reason = Some(reason);
     seen.device_ns.clear();
     seen.wall_ns.clear();
+    seen.cycles.clear();
     seen.sets.clear();
     seen.sample_flags.clear();
 }
@@ -225,6 +226,10 @@ impl<'a> Attempt<'a> {
                 is_verified = true;
             }
         }
+        if self.seen.cycles.len() != self.seen.device_ns.len() {
+            // A device that tells of some calls only leaves no way to say of which.
+            self.seen.cycles.clear();
+        }
         if settings.energy {
             self.hot_loop(call_ns)?;
         }
@@ -268,6 +273,8 @@ impl<'a> Attempt<'a> {
         self.time.start_ns += elapsed_ns(start).saturating_sub(prepared.inputs_ns);
         self.seen.plan_ns = Some(prepared.plan_ns);
         self.seen.compile_ns = prepared.compile_ns;
+        self.seen.launches = prepared.launches;
+        self.seen.device = self.worker.hello.gpu.as_ref().map(|_| self.worker.hello.device.clone());
         Ok(())
     }
 
@@ -366,6 +373,7 @@ impl<'a> Attempt<'a> {
             if !sample.flags.is_empty() {
                 self.seen.sample_flags.insert(self.seen.device_ns.len() as u32, sample.flags);
             }
+            self.seen.cycles.extend(sample.cycles);
             self.seen.device_ns.push(sample.device_ns);
             self.seen.wall_ns.push(sample.wall_ns);
             self.seen.sets.push(sample.set);

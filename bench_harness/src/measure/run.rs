@@ -1,9 +1,11 @@
 //! The loop of a run: rounds, shuffled cases, fresh workers, a journal line after each case.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use attn_kernels::input::hash64;
@@ -52,6 +54,8 @@ impl Observer for Silent {}
 pub struct RunContext<'a> {
     /// How the worker of each provider is started.
     pub workers: &'a BTreeMap<String, WorkerCommand>,
+    /// The workers of provider `cuda`, one a GPU, all alike; none where the suite's cases need none.
+    pub gpu_workers: &'a [WorkerCommand],
     /// The coordinator's own worker, which measures the controls.
     pub control_worker: &'a WorkerCommand,
     /// Where the GPUs of workers are watched.
@@ -64,6 +68,9 @@ pub struct RunContext<'a> {
 
 /// Measures everything of the suite that the builder does not hold yet. Returns when all is done or the user stops; what
 /// was measured is in the builder and in the journal either way.
+///
+/// Cases of several GPUs are measured at the same time, each always on the same one; everything else is measured beside
+/// those of the first, one after another.
 pub fn run(
     suite: &Suite,
     context: &RunContext<'_>,
@@ -71,7 +78,10 @@ pub fn run(
     journal: &mut Journal,
     observer: &mut dyn Observer,
 ) -> Result<(), JournalError> {
-    let mut verifier = Verifier::new(suite.seed, context.scratch);
+    let lanes = lanes_of(suite, context.gpu_workers.len());
+    let lane_count = lanes.iter().max().map_or(1, |lane| lane + 1);
+    let mut verifiers: Vec<Verifier> =
+        (0..lane_count).map(|lane| Verifier::new(suite.seed, context.scratch, lane)).collect();
     let rounds = suite.cases.iter().map(|case| case.settings.rounds).max().unwrap_or(0);
     for round in 0..rounds {
         let mut order: Vec<usize> = (0..suite.cases.len())
@@ -82,44 +92,144 @@ pub fn run(
         if order.is_empty() {
             continue;
         }
-        let mut rng = Pcg64::seed_from_u64(hash64(suite.seed, u64::from(round)));
+        let seed = hash64(suite.seed, u64::from(round));
+        let mut rng = Pcg64::seed_from_u64(seed);
         order.shuffle(&mut rng);
         observer.round_started(round, rounds, order.len());
-        let mut pass = Pass {
-            suite,
-            context,
-            round,
-            workers: BTreeMap::new(),
-            failed_starts: BTreeMap::new(),
-            unhealthy: BTreeMap::new(),
-        };
-        if let Err(Failure::Interrupted) = pass.controls(builder, journal, observer)? {
+        if let Err(Failure::Interrupted) = controls(context, round, builder, journal, observer)? {
             return Ok(());
         }
-        for (position, &case) in order.iter().enumerate() {
-            let planned = &suite.cases[case];
-            observer.case_started(planned);
-            match pass.case(planned, position as u32, &mut verifier, &mut rng) {
-                Ok(outcome) => {
-                    let entry = Entry::Case { key: planned.key(), round: outcome.round, time: outcome.time };
-                    builder.add(&entry);
-                    journal.append(&entry)?;
-                    if let Entry::Case { round, .. } = &entry {
-                        observer.case_finished(planned, round);
+        let passes = verifiers.iter_mut().enumerate().map(|(lane, verifier)| {
+            let is_own = |&(_, case): &(usize, usize)| lanes[case] == lane;
+            let share: Vec<(usize, usize)> = order.iter().copied().enumerate().filter(is_own).collect();
+            let rng = if lane == 0 { rng.clone() } else { Pcg64::seed_from_u64(hash64(seed, lane as u64)) };
+            let pass = Pass {
+                suite,
+                context,
+                lane,
+                round,
+                workers: BTreeMap::new(),
+                failed_starts: BTreeMap::new(),
+                unhealthy: BTreeMap::new(),
+            };
+            (pass, share, verifier, rng)
+        });
+        let mut is_interrupted = false;
+        let mut journaled = Ok(());
+        std::thread::scope(|scope| {
+            let (sender, news) = channel();
+            for (pass, share, verifier, rng) in passes {
+                let sender = sender.clone();
+                scope.spawn(move || pass.run(&share, verifier, rng, &sender));
+            }
+            drop(sender);
+            for (case, news) in news {
+                let planned = &suite.cases[case];
+                match news {
+                    News::Started => observer.case_started(planned),
+                    News::Interrupted => is_interrupted = true,
+                    News::Finished(outcome) => {
+                        let entry = Entry::Case { key: planned.key(), round: outcome.round, time: outcome.time };
+                        builder.add(&entry);
+                        journaled = journal.append(&entry);
+                        if let Entry::Case { round, .. } = &entry {
+                            observer.case_finished(planned, round);
+                        }
+                        if journaled.is_err() {
+                            // Nobody listens any more, and so the passes end with the cases that they are at.
+                            break;
+                        }
                     }
                 }
-                Err(_) => return Ok(()),
             }
+        });
+        journaled?;
+        if is_interrupted {
+            return Ok(());
         }
-        pass.workers.into_values().for_each(Worker::shutdown);
     }
     Ok(())
 }
 
-/// One pass over the matrix.
+/// The lane of each case: those of provider `cuda` in turn, all others the first.
+fn lanes_of(suite: &Suite, gpus: usize) -> Vec<usize> {
+    let mut next = 0;
+    let mut lane = |provider: &str| {
+        if provider != "cuda" {
+            return 0;
+        }
+        next += 1;
+        (next - 1) % gpus.max(1)
+    };
+    suite.cases.iter().map(|case| lane(&case.case.provider)).collect()
+}
+
+/// What a pass tells of a case.
+enum News {
+    Started,
+    Finished(CaseOutcome),
+    Interrupted,
+}
+
+/// Measures the controls in workers of their own.
+fn controls(
+    context: &RunContext<'_>,
+    round: u32,
+    builder: &mut RecordBuilder,
+    journal: &mut Journal,
+    observer: &mut dyn Observer,
+) -> Result<Result<(), Failure>, JournalError> {
+    let is_done = builder.controls().iter().all(|control| control.rounds.len() > round as usize);
+    if is_done {
+        return Ok(Ok(()));
+    }
+    observer.controls_started();
+    let start = Instant::now();
+    let mut workers: BTreeMap<&str, Option<Worker>> = BTreeMap::new();
+    let mut samples = Vec::new();
+    for control in builder.controls() {
+        let worker = match workers.entry(control.provider.as_str()) {
+            Occupied(entry) => entry.into_mut(),
+            Vacant(entry) => {
+                let command = match control.provider.as_str() {
+                    "cuda" => context.gpu_workers.first().unwrap_or(context.control_worker),
+                    _ => context.control_worker,
+                };
+                match Worker::spawn(command, Arc::clone(&context.stop), START_TIMEOUT) {
+                    Err(Failure::Interrupted) => return Ok(Err(Failure::Interrupted)),
+                    spawned => entry.insert(spawned.ok()),
+                }
+            }
+        };
+        let request = Request::Control(controls::request(control));
+        let seen = worker.as_mut().map(|worker| worker.ask::<ControlSamples>(request, CONTROL_TIMEOUT));
+        // A machine whose controls fail still measures its cases; their share of the limit is unknown.
+        samples.push(match seen {
+            Some(Ok(seen)) => (seen.work, seen.device_ns),
+            Some(Err(Failure::Interrupted)) => return Ok(Err(Failure::Interrupted)),
+            Some(Err(failure)) => {
+                if !failure.worker_survives() {
+                    *worker = None;
+                }
+                (0, Vec::new())
+            }
+            None => (0, Vec::new()),
+        });
+    }
+    workers.into_values().flatten().for_each(Worker::shutdown);
+    let spent = elapsed_ns(start);
+    let time = TimeSpent { total_ns: spent, controls_ns: spent, ..TimeSpent::default() };
+    let entry = Entry::Controls { round, samples, time };
+    builder.add(&entry);
+    journal.append(&entry)?;
+    Ok(Ok(()))
+}
+
+/// One pass over the cases of a lane.
 struct Pass<'a> {
     suite: &'a Suite,
     context: &'a RunContext<'a>,
+    lane: usize,
     round: u32,
     workers: BTreeMap<String, Worker>,
     failed_starts: BTreeMap<String, u32>,
@@ -128,49 +238,25 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Measures the controls in the coordinator's own worker.
-    fn controls(
-        &mut self,
-        builder: &mut RecordBuilder,
-        journal: &mut Journal,
-        observer: &mut dyn Observer,
-    ) -> Result<Result<(), Failure>, JournalError> {
-        let is_done = builder.controls().iter().all(|control| control.rounds.len() > self.round as usize);
-        if is_done {
-            return Ok(Ok(()));
+    /// Measures its cases, given with their positions in the round, and tells of each. Ends early where nobody listens.
+    fn run(mut self, share: &[(usize, usize)], verifier: &mut Verifier, mut rng: Pcg64, news: &Sender<(usize, News)>) {
+        for &(position, case) in share {
+            let planned = &self.suite.cases[case];
+            if news.send((case, News::Started)).is_err() {
+                return;
+            }
+            let told = match self.case(planned, position as u32, verifier, &mut rng) {
+                Ok(outcome) => news.send((case, News::Finished(outcome))),
+                Err(_) => {
+                    let _ = news.send((case, News::Interrupted));
+                    return;
+                }
+            };
+            if told.is_err() {
+                return;
+            }
         }
-        observer.controls_started();
-        let start = Instant::now();
-        let measure = || -> Result<Vec<(u64, Vec<f64>)>, Failure> {
-            let mut worker = Worker::spawn(self.context.control_worker, self.stop(), START_TIMEOUT)?;
-            let samples = builder
-                .controls()
-                .iter()
-                .map(|control| {
-                    let request = Request::Control(controls::request(control));
-                    let seen: ControlSamples = worker.ask(request, CONTROL_TIMEOUT)?;
-                    Ok((seen.work, seen.device_ns))
-                })
-                .collect::<Result<_, Failure>>()?;
-            worker.shutdown();
-            Ok(samples)
-        };
-        let samples = match measure() {
-            Ok(samples) => samples,
-            Err(Failure::Interrupted) => return Ok(Err(Failure::Interrupted)),
-            // A machine whose controls fail still measures its cases; their share of the limit is unknown.
-            Err(_) => builder.controls().iter().map(|_| (0, Vec::new())).collect(),
-        };
-        let spent = elapsed_ns(start);
-        let time = TimeSpent { total_ns: spent, controls_ns: spent, ..TimeSpent::default() };
-        let entry = Entry::Controls { round: self.round, samples, time };
-        builder.add(&entry);
-        journal.append(&entry)?;
-        Ok(Ok(()))
-    }
-
-    fn stop(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.context.stop)
+        self.workers.into_values().for_each(Worker::shutdown);
     }
 
     fn case(
@@ -220,7 +306,8 @@ impl Pass<'_> {
         }
         let failed = self.failed_starts.entry(provider.to_owned()).or_default();
         let crashed = |how: String| Failure::Crashed { provider: provider.to_owned(), how, stderr: String::new() };
-        let Some(command) = self.context.workers.get(provider) else {
+        let own = if provider == "cuda" { self.context.gpu_workers.get(self.lane) } else { None };
+        let Some(command) = own.or_else(|| self.context.workers.get(provider)) else {
             let way_out = match adapters::names().any(|name| name == provider) {
                 true => format!("--provider {provider}"),
                 false => format!("--provider {provider}='COMMAND ARGS'"),

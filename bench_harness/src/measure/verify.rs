@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use attn_kernels::input::InputSpec;
@@ -27,13 +27,14 @@ pub struct Verified {
 pub struct Verifier {
     seed: u64,
     outputs_path: PathBuf,
-    expected: HashMap<(String, u64), Rc<Vec<Expected>>>,
+    expected: HashMap<(String, u64), Arc<Vec<Expected>>>,
 }
 
 impl Verifier {
-    /// A verifier of inputs under `seed`, which has workers write outputs into the private folder `scratch`.
-    pub fn new(seed: u64, scratch: &Path) -> Self {
-        Verifier { seed, outputs_path: scratch.join("outputs.bin"), expected: HashMap::new() }
+    /// A verifier of inputs under `seed`, which has workers write outputs into the private folder `scratch`. Verifiers that
+    /// work at the same time have different numbers.
+    pub fn new(seed: u64, scratch: &Path, number: usize) -> Self {
+        Verifier { seed, outputs_path: scratch.join(format!("outputs-{number}.bin")), expected: HashMap::new() }
     }
 
     /// Seed of all inputs.
@@ -83,15 +84,15 @@ impl Verifier {
         Ok(Verified { reports, flags: written.flags })
     }
 
-    fn expected(&mut self, planned: &PlannedCase, set: u64) -> Rc<Vec<Expected>> {
+    fn expected(&mut self, planned: &PlannedCase, set: u64) -> Arc<Vec<Expected>> {
         let key = (planned.case.problem.id(), set);
         if let Some(known) = self.expected.get(&key) {
-            return Rc::clone(known);
+            return Arc::clone(known);
         }
         let problem = &planned.case.problem;
         let spec = self.input_spec(planned, &[set]);
-        let expected = Rc::new(expected_outputs(problem, &spec, set, planned.settings.oracle_flops));
-        self.expected.insert(key, Rc::clone(&expected));
+        let expected = Arc::new(expected_outputs(problem, &spec, set, planned.settings.oracle_flops));
+        self.expected.insert(key, Arc::clone(&expected));
         expected
     }
 }

@@ -137,6 +137,7 @@ mod tests {
             name: "control".into(),
             kind,
             provider: "cpu".into(),
+            dtype: None,
             mode,
             threads: 2,
             working_set_bytes,

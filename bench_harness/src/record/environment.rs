@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::device::cpu::cache::CacheKind;
 use crate::device::cpu::info::CpuInfo;
+use crate::worker::protocol::Hello;
 
 /// The version of how cases are measured: warm-up, flush, stopping rule, rotation of inputs. Raised whenever a change of
 /// the harness may change the times that it reports.
@@ -69,6 +70,24 @@ pub fn provenance(cpu: &CpuInfo) -> BTreeMap<String, String> {
         add("kernel", Some(system.release().to_string_lossy().into_owned()));
     }
     fields
+}
+
+/// Adds a GPU, as its worker describes it: what must be equal for times to be comparable, and what computes.
+pub fn add_gpu(hello: &Hello, fingerprint: &mut BTreeMap<String, String>, provenance: &mut BTreeMap<String, String>) {
+    let Some(gpu) = &hello.gpu else { return };
+    let (major, minor) = gpu.compute_capability;
+    fingerprint.extend(fields([
+        ("gpu_compute_capability", format!("{major}.{minor}")),
+        ("gpu_ecc", if gpu.ecc { "on" } else { "off" }.to_owned()),
+        ("gpu_l2_cache_bytes", gpu.l2_cache_bytes.to_string()),
+        ("gpu_memory_bytes", gpu.memory_bytes.to_string()),
+        ("gpu_model", gpu.name.clone()),
+        ("gpu_multiprocessors", gpu.multiprocessors.to_string()),
+    ]));
+    for (name, version) in hello.versions.iter().filter(|(name, _)| *name != "attnbench") {
+        provenance.insert(format!("gpu_{name}_version"), version.clone());
+    }
+    provenance.insert("gpu_uuid".to_owned(), gpu.uuid.clone());
 }
 
 fn fields<const N: usize>(fields: [(&str, String); N]) -> BTreeMap<String, String> {

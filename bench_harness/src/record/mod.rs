@@ -5,6 +5,7 @@
 
 pub mod environment;
 pub mod file;
+pub mod launch;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod schema;
@@ -40,6 +41,14 @@ pub struct Record {
     pub controls: Vec<ControlResult>,
     /// Every planned case, in the suite's order, whatever became of it.
     pub cases: Vec<CaseResult>,
+}
+
+impl Record {
+    /// What it was measured on: the GPU where there is one, else the processor.
+    pub fn device_model(&self) -> Option<&str> {
+        let model = self.fingerprint.get("gpu_model").or_else(|| self.fingerprint.get("cpu_model"));
+        model.map(String::as_str)
+    }
 }
 
 /// What ran, when and how long.
@@ -212,6 +221,15 @@ pub struct CaseRound {
     /// Nanoseconds of compiling kernels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compile_ns: Option<u64>,
+    /// Device cycles of each timed call, where the device tells of all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cycles: Vec<f64>,
+    /// What a call launches on a GPU, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launches: Vec<launch::LaunchReport>,
+    /// The device, in the worker's words, where a provider may have several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Memory, in bytes.
     pub memory: Option<MemoryReport>,
     /// Comparison with the oracle, one a tensor and verified call.
@@ -235,6 +253,9 @@ impl CaseRound {
             sample_flags: BTreeMap::new(),
             plan_ns: None,
             compile_ns: None,
+            cycles: Vec::new(),
+            launches: Vec::new(),
+            device: None,
             memory: None,
             verification: Vec::new(),
             telemetry: None,
@@ -251,6 +272,9 @@ pub struct MemoryReport {
     pub extra_peak_bytes: Option<u64>,
     /// High-water mark of the process's resident memory, reset before the case: evidence.
     pub rss_peak_bytes: Option<u64>,
+    /// Bytes of a GPU's memory that are taken, by whomever, after the last call: evidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_used_bytes: Option<u64>,
 }
 
 /// One tensor of one call against the oracle.
@@ -297,6 +321,9 @@ pub struct ControlResult {
     pub threads: usize,
     /// Bytes of the working set.
     pub working_set_bytes: u64,
+    /// Type of the elements of `fma` on devices that have a rate for each; cases are judged by their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<attn_kernels::problem::Dtype>,
     /// Bytes or FLOPs of one sample.
     pub work: u64,
     /// Nanoseconds of each sample, a list a round.

@@ -35,6 +35,7 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
                 tensor_bytes: 1 << 20,
                 extra_peak_bytes: Some(3 << 20),
                 rss_peak_bytes: Some(64 << 20),
+                device_used_bytes: None,
             }),
             verification: vec![Verification {
                 stage: "before".into(),
@@ -54,6 +55,9 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
                 },
             }],
             telemetry: None,
+            cycles: Vec::new(),
+            launches: Vec::new(),
+            device: None,
         }
     };
     let case: Case = case_id(kernel, keys).parse().expect("the id is of the grammar");
@@ -88,6 +92,7 @@ fn control(name: &str, kind: ControlKind, work: u64, ns: f64) -> ControlResult {
         name: name.into(),
         kind,
         provider: "cpu".into(),
+        dtype: None,
         mode: Mode::Cold,
         threads: 2,
         working_set_bytes: 1 << 30,

@@ -12,6 +12,7 @@ pub mod listing;
 pub mod ratios;
 pub mod samples;
 pub mod scaling;
+pub mod self_test;
 pub mod table;
 pub mod units;
 

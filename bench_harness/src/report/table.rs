@@ -40,7 +40,7 @@ pub fn record_table(record: &Record, cases: &[&CaseResult], style: Style) -> Str
 /// What ran, where, when, at which commit, and how much of it was measured.
 fn headline(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<String> {
     let run = &record.run;
-    let device = record.fingerprint.get("cpu_model").map(|model| format!(" on {model}")).unwrap_or_default();
+    let device = record.device_model().map(|model| format!(" on {model}")).unwrap_or_default();
     let measured = cases.iter().filter(|case| case.disposition == Disposition::Measured).count();
     let mut text = format!("{measured} of {} cases measured", cases.len());
     text += &format!(" in {} round{}", run.rounds_done, if run.rounds_done == 1 { "" } else { "s" });

@@ -196,6 +196,7 @@ impl Worker {
             versions: Default::default(),
             timing_hash: String::new(),
             golden_hash: String::new(),
+            gpu: None,
         };
         let mut worker =
             Worker { provider, child, stdin, events, stderr: words, next_id: 0, stop, hello, telemetry: None };

@@ -54,12 +54,12 @@ impl CpuProvider {
 }
 
 impl Provider for CpuProvider {
-    fn hello(&self) -> Hello {
+    fn hello(&self) -> Result<Hello, WorkerError> {
         let mut hasher = blake3::Hasher::new();
         TIMING_SOURCES.iter().for_each(|source| {
             hasher.update(source.as_bytes());
         });
-        Hello {
+        Ok(Hello {
             protocol: PROTOCOL_VERSION,
             provider: self.name.to_owned(),
             device: "cpu".to_owned(),
@@ -67,7 +67,8 @@ impl Provider for CpuProvider {
             versions: BTreeMap::from([("attnbench".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
             timing_hash: hasher.finalize().to_hex()[..16].to_owned(),
             golden_hash: input::golden_hash(),
-        }
+            gpu: None,
+        })
     }
 
     fn kernels(&self) -> Vec<KernelInfo> {
@@ -170,7 +171,7 @@ impl CpuCase {
         };
         let (plan, peak_bytes) = peak_during(|| pool.install(|| kernel.plan(&context)));
         let plan = plan?;
-        let prepared = Prepared { plan_ns: elapsed_ns(start), compile_ns: None, inputs_ns, tensor_bytes };
+        let prepared = Prepared { plan_ns: elapsed_ns(start), inputs_ns, tensor_bytes, ..Prepared::default() };
         let mut case = CpuCase {
             problem,
             spec,
@@ -334,6 +335,7 @@ impl PreparedCase for CpuCase {
             tensor_bytes: input::tensor_bytes(&self.problem),
             extra_peak_bytes: self.peak_bytes.zip(self.base_bytes).map(|(peak, base)| peak.saturating_sub(base) as u64),
             rss_peak_bytes: memory::rss_peak_bytes(),
+            device_used_bytes: None,
         }
     }
 }

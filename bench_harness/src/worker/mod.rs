@@ -1,11 +1,12 @@
 //! Workers: processes that prepare, launch and time, and nothing else.
 //!
-//! [`server`] speaks the protocol for whatever [`provider::Provider`] it is given; [`cpu`] is the built-in one.
+//! [`server`] speaks the protocol for whatever [`provider::Provider`] it is given; [`cpu`] and [`cuda`] are built in.
 //! [`adapters`] has those for other frameworks. [`client`] is the coordinator's end: it spawns, watches and kills.
 
 pub mod adapters;
 pub mod client;
 pub mod cpu;
+pub mod cuda;
 pub mod protocol;
 pub mod provider;
 pub mod server;

@@ -7,12 +7,14 @@
 //! (rounds, stopping, statistics, verification) is the coordinator's.
 
 use attn_kernels::input::InputSpec;
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::{AttentionProblem, Dtype};
 use attn_kernels::reference::SampledRows;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::case::Mode;
+use crate::device::cuda::CudaDevice;
+use crate::record::launch::LaunchReport;
 use crate::record::{ControlKind, MemoryReport};
 
 /// Major and minor version. A worker of another major version is refused; minor versions only add.
@@ -170,6 +172,9 @@ pub struct Hello {
     pub timing_hash: String,
     /// [`attn_kernels::input::golden_hash`] of its generator.
     pub golden_hash: String,
+    /// The GPU that it runs on, where it runs on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<CudaDevice>,
 }
 
 /// The kernels of a provider.
@@ -200,6 +205,9 @@ pub struct Prepared {
     pub inputs_ns: u64,
     /// Bytes of inputs and outputs of one call.
     pub tensor_bytes: u64,
+    /// What a call launches on a GPU, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launches: Vec<LaunchReport>,
 }
 
 /// What a batch saw.
@@ -249,6 +257,9 @@ pub struct Control {
     pub working_set_bytes: u64,
     /// Samples.
     pub samples: u32,
+    /// Type of the elements of `fma`, where there is more than one; f32 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<Dtype>,
 }
 
 /// Samples of a control.

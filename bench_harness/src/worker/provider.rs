@@ -10,8 +10,8 @@ use super::protocol::{
 
 /// Where kernels come from.
 pub trait Provider {
-    /// Who it is.
-    fn hello(&self) -> Hello;
+    /// Who it is; an error where it lacks what it computes with.
+    fn hello(&self) -> Result<Hello, WorkerError>;
     /// Its kernels.
     fn kernels(&self) -> Vec<KernelInfo>;
     /// Whether `prepare` would accept the case.
@@ -20,6 +20,10 @@ pub trait Provider {
     fn prepare(&mut self, prepare: &Prepare) -> Result<(Box<dyn PreparedCase>, Prepared), WorkerError>;
     /// Measures the device itself.
     fn control(&mut self, control: &Control) -> Result<ControlSamples, WorkerError>;
+    /// Whether it can go on: a provider that cannot answers once more and is restarted.
+    fn is_usable(&self) -> bool {
+        true
+    }
 }
 
 /// A case that is ready to be called.

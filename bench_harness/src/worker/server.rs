@@ -42,7 +42,7 @@ pub fn serve(provider: &mut dyn Provider, mut input: impl BufRead, mut output: i
         serde_json::to_writer(&mut output, &answer)?;
         output.write_all(b"\n")?;
         output.flush()?;
-        if is_shutdown {
+        if is_shutdown || !provider.is_usable() {
             return Ok(());
         }
     }
@@ -91,7 +91,7 @@ fn handle(
             ErrorKind::Unsupported,
             format!("protocol {}.{} is asked for, this worker speaks {}.x", protocol.0, protocol.1, PROTOCOL_VERSION.0),
         )),
-        Request::Hello { .. } => answer(provider.hello()),
+        Request::Hello { .. } => answer(provider.hello()?),
         Request::Kernels => answer(KernelList { kernels: provider.kernels() }),
         Request::Supports(case) => provider.supports(&case).and_then(|()| answer(Done {})),
         Request::Prepare(prepare) => {

@@ -283,8 +283,8 @@ struct OnGpu {
 }
 
 impl Provider for OnGpu {
-    fn hello(&self) -> Hello {
-        Hello { gpu_uuid: self.uuid.clone(), ..self.cpu.hello() }
+    fn hello(&self) -> Result<Hello, WorkerError> {
+        Ok(Hello { gpu_uuid: self.uuid.clone(), ..self.cpu.hello()? })
     }
     fn kernels(&self) -> Vec<KernelInfo> {
         self.cpu.kernels()

@@ -1,6 +1,8 @@
 // What ptx.cuh promises, on this machine.
 #pragma once
 
+#include <time.h>
+
 #include "barriers.h"
 #include "copies.h"
 #include "launch.h"
@@ -15,9 +17,22 @@ inline u32 grid_size() { return shim::machine->grid.x; }
 
 inline u32 opaque(u32 value) { return value; }
 
+// The host's clock, whose cycles are its nanoseconds; every block is on the multiprocessor of its number.
+inline u64 timer_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return u64(now.tv_sec) * 1000000000 + u64(now.tv_nsec);
+}
+inline u64 clock_cycles() { return timer_ns(); }
+inline u32 multiprocessor_index() { return shim::machine->block.x; }
+
 template <class T> inline T load(Global<T> p, i64 index, LINE) {
     shim::check_global(p.pointer + index, sizeof(T), sizeof(T), false, line);
     return p.pointer[index];
+}
+inline u32 load_volatile(Global<const u32> p, i64 index, LINE) {
+    shim::check_global(p.pointer + index, 4, 4, false, line);
+    return __atomic_load_n(p.pointer + index, __ATOMIC_ACQUIRE);
 }
 template <class T> inline T load_struct(Global<const T> p, i64 index, LINE) {
     static_assert(sizeof(T) % 4 == 0, "a structure of whole words");

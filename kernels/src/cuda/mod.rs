@@ -10,6 +10,7 @@ mod decode;
 pub mod flash;
 pub mod flash1;
 mod geometry;
+pub mod harness;
 pub mod linear;
 pub mod linformer;
 pub mod mla;

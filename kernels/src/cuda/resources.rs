@@ -53,9 +53,9 @@ pub fn check_architecture(name: &str) -> Result<(), String> {
     }
 }
 
-/// Every module of every kernel, once.
+/// Every module of every kernel, once, and those of the harness.
 pub fn all_modules() -> Vec<Module> {
-    let mut modules: Vec<Module> = Vec::new();
+    let mut modules: Vec<Module> = super::harness::modules();
     for module in CUDA_KERNELS.iter().flat_map(|kernel| kernel.modules()) {
         if !modules.contains(&module) {
             modules.push(module);
@@ -95,8 +95,8 @@ pub fn of_module(
     Ok(kernels)
 }
 
-/// Reads the log of `ptxas -v`.
-fn parse(module: &str, log: &str) -> Vec<Resources> {
+/// Reads the log of `ptxas -v`: the kernels of a module, in the log's order.
+pub fn parse(module: &str, log: &str) -> Vec<Resources> {
     let mut kernels: Vec<Resources> = Vec::new();
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {

@@ -1,5 +1,6 @@
 //! `attnbench run`: measure a suite and write a record.
 
+mod devices;
 mod interrupt;
 mod progress;
 mod workers;
@@ -13,12 +14,13 @@ use super::terminal;
 use crate::case::Mode;
 use crate::device::cpu::info::CpuInfo;
 use crate::device::cpu::usable_cores;
+use crate::device::cuda::selection::Selection;
 use crate::device::telemetry::{Source, nvml::NvmlSource, trace::Trace};
 use crate::history::point::of_record;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
-use crate::record::environment::{fingerprint, provenance};
+use crate::record::environment::{self, fingerprint, provenance};
 use crate::record::{Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::device_lock::{DeviceLock, Sharing};
@@ -31,7 +33,8 @@ use crate::vcs::{self, RepositoryState};
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Suite file, or the name of one in `suites/`
-    suite: String,
+    #[arg(required_unless_present = "kernel_manifest")]
+    suite: Option<String>,
 
     /// Where the record goes [default: results/SUITE-TIME.json]
     #[arg(long, short, value_name = "FILE")]
@@ -44,6 +47,18 @@ pub struct Args {
     /// Leave out cases whose id matches one of these globs
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<CaseGlob>,
+
+    /// Run the built-in kernels here: `cpu`, `cuda:0`, `cuda:0,1`, `all`, or GPU-... or MIG-... of `nvidia-smi -L`; several devices share the cases out
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Selection>,
+
+    /// Measure a CUDA kernel of one's own, .cu, .ptx or .cubin, on every problem that it supports
+    #[arg(long, value_name = "FILE", requires = "kernel_manifest")]
+    kernel_source: Option<PathBuf>,
+
+    /// What that kernel computes and how it is launched: see kernels/cuda/examples/README.md
+    #[arg(long, value_name = "FILE", requires = "kernel_source")]
+    kernel_manifest: Option<PathBuf>,
 
     /// Rounds: fresh worker processes, each of which measures every case once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -96,6 +111,8 @@ Examples:
   attnbench run ci --rounds 10 --out base.json
   attnbench run prefill --include '*/flash/*' --mode hot --threads 1
   attnbench run ci --dry-run
+  attnbench run prefill --device cuda:0
+  attnbench run --kernel-source my.cu --kernel-manifest my.toml
   attnbench run ci --store results/history.db
   attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
@@ -139,7 +156,12 @@ fn exit_of(record: &Record) -> Exit {
 }
 
 fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
-    let mut suite = Suite::load(&suite::find(&args.suite, &[PathBuf::from(SUITES_DIR)])?)?;
+    let mut suite = match (&args.suite, args.user_kernel()?) {
+        (Some(name), _) => Suite::load(&suite::find(name, &[PathBuf::from(SUITES_DIR)])?)?,
+        (None, Some(kernel)) => devices::own_suite(&kernel)?,
+        (None, None) => bail!("measuring nothing: name a suite"),
+    };
+    devices::retarget(&mut suite, args)?;
     let cores = usable_cores();
     if let Some(seed) = args.seed {
         suite.seed = seed;
@@ -190,6 +212,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
     let workers = workers::commands(&args.provider, scratch.path())?;
+    let gpus = devices::gpus(suite, args)?;
     let control_worker = workers::built_in("cpu")?;
     let telemetry: Box<dyn Source> = match &args.nvml_trace {
         None => Box::new(NvmlSource),
@@ -197,6 +220,9 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     };
     let stop = interrupt::stop_flag()?;
     let mut builder = RecordBuilder::new(suite);
+    if let Some(device) = gpus.device() {
+        builder = builder.on_gpu(suite, device);
+    }
     let mut journal = match &args.resume {
         None => Journal::create(&journal_path(&path), header.clone())
             .with_context(|| format!("starting a run of suite `{}`", suite.name))?,
@@ -208,23 +234,24 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         }
     };
 
-    let lock = DeviceLock::acquire("cpu").map_err(|error| eprintln!("warning: announcing this run: {error}")).ok();
+    let locks = lock_devices(suite, &gpus.uuids);
     let context = RunContext {
         workers: &workers,
+        gpu_workers: &gpus.workers,
         control_worker: &control_worker,
         telemetry: &*telemetry,
         scratch: scratch.path(),
         stop: stop.clone(),
     };
     let mut observer = progress::observer(suite, args.json);
-    let shared_at_start = is_shared(lock.as_ref());
+    let shared_at_start = is_shared(&locks);
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
     let outcome = measure(suite, &context, &mut builder, &mut journal, observer.as_mut());
     let wall_ns = u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let between_entries_ns = wall_ns.saturating_sub(builder.entry_time_ns() - earlier_ns);
     builder.add_time(&TimeSpent { total_ns: between_entries_ns, ..TimeSpent::default() });
     drop(observer);
-    let device_shared = shared_at_start || is_shared(lock.as_ref());
+    let device_shared = shared_at_start || is_shared(&locks);
 
     let info = RunInfo {
         id: header.run_id,
@@ -246,7 +273,11 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         .ok()
         .and_then(RepositoryState::into_git_state);
     let cpu = CpuInfo::read();
-    let record = builder.finish(info, fingerprint(&cpu), provenance(&cpu), git);
+    let (mut fingerprint, mut provenance) = (fingerprint(&cpu), provenance(&cpu));
+    if let Some(hello) = &gpus.hello {
+        environment::add_gpu(hello, &mut fingerprint, &mut provenance);
+    }
+    let record = builder.finish(info, fingerprint, provenance, git);
     let saved = save(&path, &record, journal)?;
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
@@ -280,9 +311,28 @@ fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<SavedR
     }
 }
 
-/// Says so where others measure on the device now.
-fn is_shared(lock: Option<&DeviceLock>) -> bool {
-    let Some(Sharing::Shared { pids }) = lock.map(DeviceLock::sharing) else { return false };
+/// Announces this run on every device that it measures on.
+fn lock_devices(suite: &Suite, gpu_uuids: &[String]) -> Vec<DeviceLock> {
+    let on_cpu = suite.cases.iter().any(|case| case.threads > 0).then(|| "cpu".to_owned());
+    let lock = |device: String| {
+        DeviceLock::acquire(&device).map_err(|error| eprintln!("warning: announcing this run: {error}")).ok()
+    };
+    on_cpu.into_iter().chain(gpu_uuids.iter().cloned()).filter_map(lock).collect()
+}
+
+/// Says so where others measure on one of the devices now.
+fn is_shared(locks: &[DeviceLock]) -> bool {
+    let mut pids: Vec<u32> = Vec::new();
+    for lock in locks {
+        if let Sharing::Shared { pids: others } = lock.sharing() {
+            pids.extend(others);
+        }
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    if pids.is_empty() {
+        return false;
+    }
     let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     eprintln!(
         "warning: the device is shared: another attnbench (process {list}) is measuring on it now; both runs go on, their \

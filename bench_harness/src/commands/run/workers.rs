@@ -12,7 +12,7 @@ use crate::worker::adapters;
 use crate::worker::client::WorkerCommand;
 
 /// Providers that are part of this binary.
-const BUILT_IN: [&str; 1] = ["cpu"];
+const BUILT_IN: [&str; 2] = ["cpu", "cuda"];
 
 /// The worker of a built-in provider: this binary itself.
 pub(super) fn built_in(provider: &str) -> anyhow::Result<WorkerCommand> {
@@ -73,14 +73,14 @@ mod tests {
         let commands =
             commands(&["mine=python3 'my worker.py' $HOME;ls".to_owned()], Path::new("/nowhere")).expect("well-formed");
         assert_eq!(commands["mine"].argv, ["python3", "my worker.py", "$HOME;ls"]);
-        assert_eq!(commands.len(), 2, "cpu is always there");
+        assert_eq!(commands.len(), 3, "cpu and cuda are always there");
     }
 
     #[test]
     fn bad_options_name_the_way_out() {
         let nowhere = Path::new("/nowhere");
         let error = |option: &str| commands(&[option.to_owned()], nowhere).expect_err("refused").to_string();
-        assert!(error("mlx").contains("(cpu, cudnn, flash_attn, ggml, jax, onnxruntime, torch)"));
+        assert!(error("mlx").contains("(cpu, cuda, cudnn, flash_attn, ggml, jax, onnxruntime, torch)"));
         assert!(error("mlx").contains("--provider mlx='COMMAND ARGS'"));
         assert!(error("Bad Name=x").contains("`Bad Name`"));
         assert!(error("mine=").contains("empty"));

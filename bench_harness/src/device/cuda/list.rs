@@ -1,15 +1,21 @@
-//! CUDA devices. The driver is loaded at run time: a machine without one is told so and goes on.
+//! Which CUDA devices there are.
 
 use cudarc::driver::{result, sys};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::driver::is_present;
 
 /// A device that the CUDA driver lists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CudaDevice {
     /// Its number.
     pub ordinal: i32,
     /// Its name.
     pub name: String,
+    /// Its unique name: `GPU-...`, or `MIG-...` of a slice.
+    #[serde(default)]
+    pub uuid: String,
     /// Major and minor compute capability.
     pub compute_capability: (i32, i32),
     /// Streaming multiprocessors.
@@ -18,6 +24,26 @@ pub struct CudaDevice {
     pub memory_bytes: u64,
     /// L2 cache in bytes.
     pub l2_cache_bytes: i32,
+    /// Shared memory that a block may ask for, in bytes.
+    #[serde(default)]
+    pub shared_bytes_per_block: i32,
+    /// Threads that a multiprocessor holds at a time.
+    #[serde(default)]
+    pub threads_per_multiprocessor: i32,
+    /// Whether memory errors are corrected.
+    #[serde(default)]
+    pub ecc: bool,
+    /// The newest CUDA version that the driver speaks: 13000 is 13.0.
+    #[serde(default)]
+    pub driver_cuda_version: i32,
+}
+
+impl CudaDevice {
+    /// What two devices must have in common for their times to be samples of one thing: all but number and name.
+    pub fn is_like(&self, other: &CudaDevice) -> bool {
+        let of_any = |device: &CudaDevice| CudaDevice { ordinal: 0, uuid: String::new(), ..device.clone() };
+        of_any(self) == of_any(other)
+    }
 }
 
 /// Why there is no CUDA device.
@@ -42,9 +68,7 @@ const DRIVER_LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.s
 /// # Errors
 /// [`NoCuda`]: there is no driver, it does not start, or it lists none.
 pub fn devices() -> Result<Vec<CudaDevice>, NoCuda> {
-    // SAFETY: the function loads the driver's library, if there is one, and calls nothing in it. Its initialisers are the
-    // vendor's, as for any program that links it.
-    if !unsafe { sys::is_culib_present() } {
+    if !is_present() {
         return Err(NoCuda::NoLibrary);
     }
     let failed = |error: result::DriverError| NoCuda::Driver(format!("{:?}", error.0));
@@ -63,9 +87,13 @@ fn device(ordinal: i32) -> Result<CudaDevice, result::DriverError> {
     let attribute = |attribute| unsafe { result::device::get_attribute(handle, attribute) };
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(handle) }?;
+    let mut driver_cuda_version = 0;
+    // SAFETY: the number is valid for writes.
+    unsafe { sys::cuDriverGetVersion(&mut driver_cuda_version) }.result()?;
     Ok(CudaDevice {
         ordinal,
         name: result::device::get_name(handle)?,
+        uuid: uuid(handle)?,
         compute_capability: (
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -73,5 +101,19 @@ fn device(ordinal: i32) -> Result<CudaDevice, result::DriverError> {
         multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_bytes: memory as u64,
         l2_cache_bytes: attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+        shared_bytes_per_block: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        threads_per_multiprocessor: attribute(CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+        ecc: attribute(CU_DEVICE_ATTRIBUTE_ECC_ENABLED)? != 0,
+        driver_cuda_version,
     })
+}
+
+/// 8-4-4-4-12 hexadecimal digits, as `nvidia-smi -L` prints them.
+fn uuid(handle: sys::CUdevice) -> Result<String, result::DriverError> {
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: the structure is valid for writes, and the handle comes from `cuDeviceGet`. This version names a MIG slice.
+    unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, handle) }.result()?;
+    let digits: String = uuid.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+    let [a, b, c, d, e] = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+    Ok(format!("GPU-{a}-{b}-{c}-{d}-{e}"))
 }
