@@ -19,6 +19,7 @@ pub mod measure;
 pub mod metric;
 pub mod record;
 pub mod report;
+pub mod rules;
 pub mod stats;
 pub mod store;
 pub mod suite;

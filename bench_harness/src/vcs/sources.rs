@@ -121,6 +121,25 @@ impl Sources {
         Ok(snapshot(&commit))
     }
 
+    /// When a commit was made, RFC 3339, UTC; nothing where it is not here.
+    pub fn committed_at(&self, commit: &str) -> Option<String> {
+        let commit = self.repository.find_commit(oid(commit).ok()?).ok()?;
+        Some(super::rfc3339(commit.time().seconds()))
+    }
+
+    /// Whether a commit is, or came after, another one. One that is not known here came before nothing.
+    ///
+    /// # Errors
+    /// The repository cannot be read.
+    pub fn has(&self, commit: &str, earlier: &str) -> Result<bool, VcsError> {
+        let fail = |error| VcsError::of(&self.path, error);
+        let commit = oid(commit).map_err(fail)?;
+        let Ok(earlier) = self.repository.revparse_single(earlier).and_then(|object| object.peel_to_commit()) else {
+            return Ok(false);
+        };
+        Ok(commit == earlier.id() || self.repository.graph_descendant_of(commit, earlier.id()).map_err(fail)?)
+    }
+
     /// A file's bytes, by its path from the repository's root; `None` where the snapshot has no such file.
     ///
     /// # Errors
