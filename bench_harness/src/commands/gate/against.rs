@@ -160,7 +160,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     super::print(&report, args.common.json)?;
     eprintln!("\nreport: {}", out.display());
-    super::keep(args, &report, Some(base.name()), Some(head.name()))?;
+    // Two states of the working tree on one commit are no two tries of one gate.
+    let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };
+    super::keep(args, &report, Some(base.commit), Some(head))?;
     Ok(report.exit())
 }
 
