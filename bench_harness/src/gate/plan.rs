@@ -6,7 +6,7 @@
 //! A/B pairs pass through three stages, told apart by their number alone:
 //!
 //! 1. *Screen.* Every case gets `screen_pairs`; a one-sided p of at most `screen_p`, either way, goes on.
-//! 2. *Confirm.* `confirm_pairs` new ones for those only, judged on the new pairs alone by Benjamini-Hochberg, so that
+//! 2. *Confirm.* `confirm_pairs` new ones for those, and for families that look slower ([`super::families`]), judged on the new pairs alone by Benjamini-Hochberg, so that
 //!    having been selected earns nothing. Confirmed and beyond the floor is `regressed` or `improved`.
 //! 3. *Extra.* What is still open gets `extra_pairs` at a time up to `max_pairs`, while measuring is possible. These may
 //!    show that a case is `unchanged`, never that it regressed.
@@ -16,6 +16,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use super::families;
 use super::policy::Policy;
 use crate::case::CaseKey;
 use crate::compare::latency::{self, StoredCase};
@@ -75,9 +76,11 @@ pub fn next(policy: &Policy, evidence: &Evidence<'_>) -> Step {
 
 fn next_pairs(policy: &Policy, cases: &[PairedCase], may_measure: bool) -> Step {
     let screened: Vec<Screen> = cases.iter().map(|case| Screen::of(case, policy)).collect();
+    let in_families = families::to_confirm(policy, cases);
     let wanted = |i: usize| match screened[i] {
         Screen::Incomplete => policy.screen_pairs,
         Screen::Slower | Screen::Faster => policy.screen_pairs + policy.confirm_pairs,
+        Screen::Passed if in_families.contains(&i) => policy.screen_pairs + policy.confirm_pairs,
         Screen::Passed => 0,
     };
     if may_measure {
@@ -133,7 +136,7 @@ impl Screen {
 }
 
 /// The p-value of some pairs. A generator of its own for each keeps a verdict independent of the other cases.
-fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
+pub(super) fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
     let draws = (100.0 / policy.false_discovery_rate).ceil() as usize * 100;
     signed_rank::p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
 }
@@ -191,7 +194,7 @@ impl<'a> Decision<'a> {
 
     fn verdict(&self, i: usize, estimate: f64, told: &[f64]) -> (Verdict, String) {
         let (case, policy) = (&self.cases[i], self.policy);
-        let floor = floor(policy, told, case.calibrated_error);
+        let floor = floor(policy.floor, policy, told, case.calibrated_error);
         let pairs = told.len();
         if self.confirmed[i] && estimate.abs() > floor {
             let verdict = if self.screened[i] == Screen::Slower { Verdict::Regressed } else { Verdict::Improved };
@@ -240,10 +243,10 @@ fn confirmation<'a>(case: &'a PairedCase, policy: &Policy) -> &'a [f64] {
     &case.log_ratios[policy.screen_pairs..end]
 }
 
-/// The smallest log ratio that may be called a change.
-fn floor(policy: &Policy, pairs: &[f64], calibrated_error: Option<f64>) -> f64 {
+/// The smallest log ratio that may be called a change: `least`, or what two builds of one commit may differ by.
+pub(super) fn floor(least: f64, policy: &Policy, pairs: &[f64], calibrated_error: Option<f64>) -> f64 {
     let own = || standard_deviation(pairs).map_or(0.0, |deviation| deviation / (pairs.len() as f64).sqrt());
-    policy.floor.ln_1p().max(policy.floor_standard_errors * calibrated_error.unwrap_or_else(own))
+    least.ln_1p().max(policy.floor_standard_errors * calibrated_error.unwrap_or_else(own))
 }
 
 /// The smallest true slowdown that screen, confirmation and floor would have found with the policy's power: the same
@@ -270,7 +273,7 @@ pub fn mde(policy: &Policy, case: &PairedCase, survivors: usize) -> Option<f64> 
                 p_value(&screen, Alternative::Greater, policy) <= policy.screen_p
                     && p_value(&confirm, Alternative::Greater, policy) <= alone
                     && hodges_lehmann::one_sample(&confirm, 0.95).map_or(0.0, |shift| shift.estimate)
-                        > floor(policy, &confirm, case.calibrated_error)
+                        > floor(policy.floor, policy, &confirm, case.calibrated_error)
             })
             .count();
         found as f64 >= policy.power * policy.simulations as f64

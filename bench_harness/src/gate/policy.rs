@@ -32,6 +32,23 @@ pub struct Policy {
     /// A/B: pairs of a case at most.
     pub max_pairs: usize,
 
+    /// A/B: share of the families called regressed that may be wrong.
+    pub family_false_discovery_rate: f64,
+    /// A/B: one-sided p at which a family goes on to confirmation.
+    pub family_screen_p: f64,
+    /// A/B: a change of a family's mean smaller than this is no regression.
+    pub family_floor: f64,
+    /// A/B: two-sided p at which the controls beside base and head differ,
+    pub control_alpha: f64,
+    /// A/B: provided that they do so by more than this.
+    pub control_floor: f64,
+    /// A/B: seconds of measuring, after which no further pairs start.
+    pub budget_s: u64,
+    /// A/B: samples of a case in a pair, on either side, at most.
+    pub pair_samples: u32,
+    /// A/B: input seeds that rounds rotate over, for the accuracy.
+    pub input_seeds: u32,
+
     /// Stored baselines: sessions on either side from which sessions are tested against sessions.
     pub min_sessions: usize,
     /// Stored baselines: an effect beyond this is judged with fewer sessions too.
@@ -78,6 +95,14 @@ impl Default for Policy {
             confirm_pairs: 16,
             extra_pairs: 8,
             max_pairs: 48,
+            family_false_discovery_rate: 0.005,
+            family_screen_p: 0.02,
+            family_floor: 0.005,
+            control_alpha: 0.005,
+            control_floor: 0.005,
+            budget_s: 1800,
+            pair_samples: 20,
+            input_seeds: 8,
             min_sessions: 5,
             gross_threshold: 0.08,
             gross_standard_errors: 5.0,
@@ -138,6 +163,8 @@ impl Policy {
     pub fn check(&self) -> Result<(), PolicyError> {
         let effects = [
             ("floor", self.floor),
+            ("family_floor", self.family_floor),
+            ("control_floor", self.control_floor),
             ("margin", self.margin),
             ("gross_threshold", self.gross_threshold),
             ("max_drift", self.max_drift),
@@ -147,14 +174,22 @@ impl Policy {
             ("floor_standard_errors", self.floor_standard_errors),
             ("gross_standard_errors", self.gross_standard_errors),
         ];
-        let shares =
-            [("false_discovery_rate", self.false_discovery_rate), ("screen_p", self.screen_p), ("power", self.power)];
+        let shares = [
+            ("false_discovery_rate", self.false_discovery_rate),
+            ("screen_p", self.screen_p),
+            ("family_false_discovery_rate", self.family_false_discovery_rate),
+            ("family_screen_p", self.family_screen_p),
+            ("control_alpha", self.control_alpha),
+            ("power", self.power),
+        ];
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),
             ("extra_pairs", self.extra_pairs),
             ("max_pairs", self.max_pairs),
             ("min_sessions", self.min_sessions),
+            ("pair_samples", self.pair_samples as usize),
+            ("input_seeds", self.input_seeds as usize),
         ];
         let bad = |field, value: String, expected| Err(PolicyError::OutOfRange { field, value, expected });
         for (field, value) in effects {
@@ -171,6 +206,12 @@ impl Policy {
             if !(1..=10_000).contains(&value) {
                 return bad(field, value.to_string(), "between 1 and 10000");
             }
+        }
+        if !(1..=1_000_000).contains(&self.budget_s) {
+            return bad("budget_s", self.budget_s.to_string(), "between 1 and 1000000");
+        }
+        if self.pair_samples < 4 {
+            return bad("pair_samples", self.pair_samples.to_string(), "between 4 and 10000");
         }
         if self.simulations > 10_000 {
             return bad("simulations", self.simulations.to_string(), "at most 10000");

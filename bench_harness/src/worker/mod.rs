@@ -7,6 +7,7 @@ pub mod adapters;
 pub mod client;
 pub mod cpu;
 pub mod cuda;
+pub mod environment;
 pub mod protocol;
 pub mod provider;
 pub mod server;

@@ -1,6 +1,7 @@
 //! A worker whose kernels cheat or fail, each in one way: every one of them must be caught.
 //!
-//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--gpu-uuid GPU-...]`. All kernels start from `cpu/flash`. Some are honest:
+//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--gpu-uuid GPU-...] [--old] [--without KERNEL]`. All
+//! kernels start from `cpu/flash`. Some are honest:
 //! `slowed` takes longer by the given share and `spins` for the given time at least, for testing that slowdowns are found
 //! and times are right; `slow_plan` takes a while to plan, which must not count.
 
@@ -333,10 +334,41 @@ fn main() -> std::io::Result<()> {
         ("rubbish", Trick::Rubbish),
     ];
     let mut kernels: Vec<&'static dyn Kernel> = Vec::new();
-    for &(name, trick) in tricks {
+    let without = option("--without").unwrap_or_default();
+    for &(name, trick) in tricks.iter().filter(|(name, _)| *name != without) {
         kernels.push(Box::leak(Box::new(Trickster { name, trick })));
     }
     let cpu = CpuProvider::custom(provider, kernels);
     let mut provider = OnGpu { cpu, uuid: option("--gpu-uuid") };
-    serve(&mut provider, BufReader::new(std::io::stdin().lock()), std::io::stdout())
+    let input = BufReader::new(std::io::stdin().lock());
+    match arguments.iter().any(|argument| argument == "--old") {
+        true => serve(&mut Old(provider.cpu), input, std::io::stdout()),
+        false => serve(&mut provider, input, std::io::stdout()),
+    }
+}
+
+/// A worker as the first version of the protocol knew it.
+struct Old(CpuProvider);
+
+impl Provider for Old {
+    fn hello(&self) -> Result<Hello, WorkerError> {
+        Ok(Hello { protocol: (1, 0), ..self.0.hello()? })
+    }
+
+    fn kernels(&self) -> Vec<KernelInfo> {
+        self.0.kernels()
+    }
+
+    fn supports(&self, case: &CaseRequest) -> Result<(), WorkerError> {
+        self.0.supports(case)
+    }
+
+    fn prepare(&mut self, prepare: &Prepare) -> Result<(Box<dyn PreparedCase>, Prepared), WorkerError> {
+        // It does not know of what came later, and ignores it.
+        self.0.prepare(&Prepare { slowdown: 0.0, ..prepare.clone() })
+    }
+
+    fn control(&mut self, control: &Control) -> Result<ControlSamples, WorkerError> {
+        self.0.control(control)
+    }
 }

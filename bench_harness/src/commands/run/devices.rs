@@ -110,6 +110,7 @@ pub(super) fn own_suite(kernel: &UserKernel) -> anyhow::Result<Suite> {
         matrix: USER_MATRIX.to_owned(),
         threads: 0,
         settings: MeasureSettings::default(),
+        slowdown: 0.0,
     };
     let cases: Vec<PlannedCase> = problems.into_iter().map(case).collect();
     let ids: Vec<String> = cases.iter().map(|case| case.case.id()).collect();

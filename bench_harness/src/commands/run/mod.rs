@@ -1,9 +1,9 @@
 //! `attnbench run`: measure a suite and write a record.
 
 mod devices;
-mod interrupt;
+pub(super) mod interrupt;
 mod progress;
-mod workers;
+pub(super) mod workers;
 
 use std::path::{Path, PathBuf};
 
@@ -321,7 +321,7 @@ fn lock_devices(suite: &Suite, gpu_uuids: &[String]) -> Vec<DeviceLock> {
 }
 
 /// Says so where others measure on one of the devices now.
-fn is_shared(locks: &[DeviceLock]) -> bool {
+pub(super) fn is_shared(locks: &[DeviceLock]) -> bool {
     let mut pids: Vec<u32> = Vec::new();
     for lock in locks {
         if let Sharing::Shared { pids: others } = lock.sharing() {
@@ -341,7 +341,7 @@ fn is_shared(locks: &[DeviceLock]) -> bool {
     true
 }
 
-fn run_id(started: jiff::Timestamp) -> String {
+pub(super) fn run_id(started: jiff::Timestamp) -> String {
     format!("{}-{:08x}", compact(started), std::process::id() ^ (started.subsec_nanosecond() as u32))
 }
 
@@ -374,7 +374,7 @@ fn record_path(suite: &Suite, args: &Args, started: jiff::Timestamp) -> anyhow::
 /// What a record's journal has after its name.
 const JOURNAL_EXTENSION: &str = "journal";
 
-fn journal_path(record: &Path) -> PathBuf {
+pub(super) fn journal_path(record: &Path) -> PathBuf {
     let mut name = record.as_os_str().to_owned();
     name.push(".");
     name.push(JOURNAL_EXTENSION);
