@@ -165,7 +165,7 @@ fn faults_of_tiles_are_found() {
     for (entry, announced, expected) in [
         ("without_wait", bytes, "is in flight"),
         ("wrong_parity", bytes, "read of shared address"),
-        ("ring_without_empty", bytes, "shared address"),
+        ("ring_without_empty", bytes, "races with a read by warp"),
         ("expects", bytes + 16, "wait for the mbarrier"),
         ("expects", bytes - 16, "copies bring 16 bytes more to the mbarrier at 0 than were announced"),
         ("without_fence", bytes, "whose initialisation no fence shows to the copy engine"),

@@ -79,15 +79,15 @@ KERNEL(THREADS, 1) ring_without_empty(const GRID_CONSTANT TensorMap map, Global<
         fence_mbarrier_init();
     }
     sync_threads();
-    for (u32 turn = 0; turn < 2; turn++) {
-        const u32 barrier = shared_memory() + BARRIER + turn * 8;
-        if (thread_index() == 32) {
-            mbarrier_arrive_expect(barrier, bytes);
-            copy_tile(shared_memory() + TILE, map, x, y, barrier);
-        }
-        mbarrier_wait(barrier, 0);
-        show(to, bytes);
+    const u32 barrier = shared_memory() + BARRIER;
+    if (thread_index() == 32) {
+        mbarrier_arrive_expect(barrier, bytes);
+        copy_tile(shared_memory() + TILE, map, x, y, barrier);
     }
+    mbarrier_wait(barrier, 0);
+    sync_threads();
+    if (thread_index() < 32) show(to, bytes);
+    if (thread_index() == 32) copy_tile(shared_memory() + TILE, map, x, y, barrier + 8);
 }
 ENTRY(ring_without_empty)
 
