@@ -31,10 +31,14 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
             sample_flags: BTreeMap::new(),
             plan_ns: Some(12_345),
             compile_ns: None,
+            cycles: Vec::new(),
+            launches: Vec::new(),
+            device: None,
             memory: Some(MemoryReport {
                 tensor_bytes: 1 << 20,
                 extra_peak_bytes: Some(3 << 20),
                 rss_peak_bytes: Some(64 << 20),
+                device_used_bytes: None,
             }),
             verification: vec![Verification {
                 stage: "before".into(),

@@ -194,6 +194,11 @@ mod tests {
             multiprocessors: 132,
             memory_bytes: 150_000_000_000,
             l2_cache_bytes: 62_914_560,
+            uuid: "GPU-0".into(),
+            shared_bytes_per_block: 232_448,
+            threads_per_multiprocessor: 2048,
+            ecc: true,
+            driver_cuda_version: 13_000,
         };
         let state = GpuState {
             index: 0,
