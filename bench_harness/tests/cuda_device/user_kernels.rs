@@ -86,7 +86,8 @@ fn changed_inputs_are_noticed_on_the_device() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let manifest = manifest(folder.path(), |text| text).display().to_string();
     // Right once, and wrong for whoever calls again.
-    let change = "if (causal) store(Global<Storage>{const_cast<Storage *>(q.pointer)}, row * dim, narrow<ELEMENT>(7.0f));";
+    let change =
+        "if (causal) store(Global<Storage>{const_cast<Storage *>(q.pointer)}, row * dim, narrow<ELEMENT>(7.0f));";
     let source = write(folder.path(), "mine.cu", &example().replace("// A row that sees nothing is zero.", change));
     let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest];
     let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
