@@ -17,7 +17,7 @@ binary=${ATTNBENCH:-target/release/attnbench}
 device=cuda:0
 seconds=1500
 suites="quickstart prefill decode head_sharing sparse linear long_context"
-include='*'
+include=()
 while [ $# -gt 0 ]; do
     case "$1" in
     --out) out=$2 ;;
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     --device) device=$2 ;;
     --seconds) seconds=$2 ;;
     --suites) suites=$2 ;;
-    --include) include=$2 ;;
+    --include) include=(--include "$2") ;;
     *) sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' >&2 && exit 2 ;;
     esac
     shift 2 || exit 2
@@ -61,13 +61,11 @@ step() {
 measure() { # measure NAME SUITE [OPTIONS]: a record and its table
     local name=$1 suite=$2
     shift 2
-    rm -f "$out/$name.json" "$out/$name.json.journal"
-    step "$name" "$binary" run "$suite" --device "$device" --include "$include" --out "$out/$name.json" "$@"
-}
-
-# How many cases came to what, one line a record.
-dispositions() {
-    grep -o '"disposition": *"[a-z_]*"' "$1" 2>/dev/null | sort | uniq -c | awk '{ printf " %s %s", $1, $3 }'
+    rm -f "$out/$name".{json,json.journal,log}
+    step "$name" "$binary" run "$suite" --device "$device" --out "$out/$name.json" "$@"
+    local code=$?
+    grep -m1 'cases measured' "$out/$name.log" 2>/dev/null | sed "s/^/     $name: /" | tee -a "$summary"
+    return $code
 }
 
 # NVRTC comes with toolkits and with frameworks: the first folder that has it.
@@ -83,16 +81,15 @@ fi
 
 say "attnbench on $device, $(date -u +%Y-%m-%dT%H:%MZ), NVRTC ${ATTNBENCH_NVRTC:-of the system}"
 step devices "$binary" devices && grep -A3 '^cuda' "$out/devices.log" | tee -a "$summary"
-step self-test "$binary" devices --self-test
-sed 's/^/     /' "$out/self-test.log" 2>/dev/null | tee -a "$summary"
+step self-test "$binary" devices --self-test && sed 's/^/     /' "$out/self-test.log" | tee -a "$summary"
 
-measure correctness suites/cuda_correctness.toml
-say "     correctness:$(dispositions "$out/correctness.json")"
+measure correctness suites/cuda_correctness.toml "${include[@]}"
 
 # A/A: the same build twice. Whatever differs is noise.
-for side in a b; do measure "aa-$side" suites/ci.toml --include '*/flash/*' --include '*/split_kv/*' --rounds 5; done
-step aa "$binary" compare "$out/aa-a.json" "$out/aa-b.json"
-if [ -s "$out/aa-b.json" ] && command -v python3 >/dev/null; then
+for side in a b; do measure "aa-$side" suites/cuda_peers.toml --include 'cuda/*' --rounds 5; done
+if [ -s "$out/aa-a.json" ] && [ -s "$out/aa-b.json" ]; then
+    step aa "$binary" compare "$out/aa-a.json" "$out/aa-b.json"
+    command -v python3 >/dev/null &&
     python3 - "$out"/aa-[ab].json <<'PYTHON' | tee -a "$summary"
 import json, statistics, sys
 # Spread of the medians of rounds, (largest - smallest) / median, a case; then over cases.
@@ -111,7 +108,7 @@ if command -v compute-sanitizer >/dev/null; then
     # Its processes are slow: the narrowest problems of each kernel are enough for an address or a race.
     small=(--include '*/h4:2/q515/*d64' --include '*/k333/*' --include '*q200/*' --include '*/q300/*' --rounds 1)
     for tool in memcheck racecheck; do
-        rm -f "$out/$tool.json" "$out/$tool.json.journal"
+        rm -f "$out/$tool".{json,json.journal,log}
         step "$tool" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 \
             "$binary" run suites/cuda_correctness.toml --device "$device" "${small[@]}" --out "$out/$tool.json"
     done
@@ -119,15 +116,15 @@ else
     say "SKIP compute-sanitizer: not installed"
 fi
 
-peers=()
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    peers=(--provider torch)
-    measure peers suites/peers.toml "${peers[@]}" --rounds 3 && step ratios "$binary" ratios "$out/peers.json" --base cuda
+    measure peers suites/cuda_peers.toml --provider torch='python3 kernels/adapters/torch_worker.py --device cuda'
+    [ -s "$out/peers.json" ] && step ratios "$binary" ratios "$out/peers.json" --of cuda &&
+        sed 's/^/     /' "$out/ratios.log" | tee -a "$summary"
 else
     say "SKIP peers: python3 has no PyTorch that sees the GPU"
 fi
 for suite in $suites; do
-    measure "$suite" "suites/$suite.toml" --rounds 3 && say "     $suite:$(dispositions "$out/$suite.json")"
+    measure "$suite" "suites/$suite.toml" --rounds 3 "${include[@]}"
 done
 
 say "$([ $failed -eq 0 ] && echo "all steps passed" || echo "some steps FAILED"), $((SECONDS - started)) s"

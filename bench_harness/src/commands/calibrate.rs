@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::gate::pairs::{self, Options};
-use super::run::{interrupt, is_shared, journal_path, run_id};
+use super::run::locks::is_shared;
+use super::run::{interrupt, journal_path, run_id};
 use super::{Exit, terminal};
 use crate::build::Purpose;
 use crate::device::cpu::info::CpuInfo;

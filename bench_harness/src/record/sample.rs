@@ -31,6 +31,9 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
             sample_flags: BTreeMap::new(),
             plan_ns: Some(12_345),
             compile_ns: None,
+            cycles: Vec::new(),
+            launches: Vec::new(),
+            device: None,
             memory: Some(MemoryReport {
                 tensor_bytes: 1 << 20,
                 extra_peak_bytes: Some(3 << 20),

@@ -197,7 +197,7 @@ mod tests {
             multiprocessors: 132,
             memory_bytes: 150_000_000_000,
             l2_cache_bytes: 62_914_560,
-            uuid: "GPU-6d2c4c2e-6a34-4e3c-93d8-2cf1a6b1c0d9".into(),
+            uuid: "GPU-0".into(),
             shared_bytes_per_block: 232_448,
             threads_per_multiprocessor: 2048,
             ecc: true,

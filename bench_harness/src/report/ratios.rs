@@ -61,10 +61,12 @@ pub fn ratios(record: &Record, provider: &str) -> Vec<Ratio> {
         .iter()
         .filter(|(case, ..)| case.provider == provider)
         .map(|(own, key, matrix, latency)| {
+            // Threads of the CPU say nothing about kernels on a GPU.
             let is_peer = |(case, other, ..): &&(Case, &CaseKey, &str, Estimate)| {
                 case.provider != provider
                     && case.problem == own.problem
-                    && (other.mode, other.threads) == (key.mode, key.threads)
+                    && other.mode == key.mode
+                    && (other.threads == key.threads || key.threads == 0)
             };
             let peers = measured
                 .iter()

@@ -1,5 +1,6 @@
 //! What a planned case will take, before anything runs: its exact work and its memory.
 
+use attn_kernels::cuda;
 use attn_kernels::input::{Generator, InputSpec, input_names, is_static, tensor_bytes, tensor_shape};
 use attn_kernels::kernel::{Kernel, KernelError, PlanContext};
 use attn_kernels::problem::AttentionProblem;
@@ -44,7 +45,11 @@ impl Estimate {
         let kernel = (planned.case.provider == "cpu")
             .then(|| environment.kernels.iter().find(|kernel| kernel.name() == planned.case.kernel))
             .flatten();
-        let unsupported = kernel.and_then(|kernel| kernel.supports(problem).err()).map(|error| error.to_string());
+        let refusal = match planned.case.provider.as_str() {
+            "cuda" => cuda::find(&planned.case.kernel).and_then(|kernel| kernel.supports(problem).err()),
+            _ => kernel.and_then(|kernel| kernel.supports(problem).err()),
+        };
+        let unsupported = refusal.map(|error| error.to_string());
         let workspace_bytes = match (kernel, &unsupported) {
             (Some(kernel), None) => workspace_bytes(*kernel, problem, planned.threads),
             _ => None,

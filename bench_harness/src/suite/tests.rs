@@ -303,6 +303,8 @@ fn shipped_suites_load_and_their_kernels_support_their_cases() {
     let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
     let expected = [
         "ci",
+        "cuda_correctness",
+        "cuda_peers",
         "decode",
         "exponents",
         "head_sharing",
@@ -319,6 +321,10 @@ fn shipped_suites_load_and_their_kernels_support_their_cases() {
             let id = planned.case.id();
             if planned.case.provider == "cpu" {
                 let kernel = attn_kernels::cpu::find(&planned.case.kernel).unwrap_or_else(|| panic!("{id}"));
+                assert!(kernel.supports(&planned.case.problem).is_ok(), "{}: {id}", suite.name);
+            }
+            if planned.case.provider == "cuda" {
+                let kernel = attn_kernels::cuda::find(&planned.case.kernel).unwrap_or_else(|| panic!("{id}"));
                 assert!(kernel.supports(&planned.case.problem).is_ok(), "{}: {id}", suite.name);
             }
             assert_eq!(id.parse::<Case>().expect("an id"), planned.case, "{id}");

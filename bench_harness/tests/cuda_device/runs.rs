@@ -89,7 +89,7 @@ fn every_kernel_is_verified_timed_and_described() {
         let round = &case["rounds"][0];
         assert_eq!(round["device"], "cuda:0 attnbench emulated device");
         assert_eq!(round["device_ns"].as_array().map(Vec::len), round["cycles"].as_array().map(Vec::len));
-        assert_eq!(round["verification"].as_array().map(Vec::len).is_some_and(|calls| calls >= 2), true, "{round}");
+        assert!(round["verification"].as_array().is_some_and(|calls| calls.len() >= 2), "{round}");
         let launches = round["launches"].as_array().expect("what was launched");
         assert!(!launches.is_empty());
         for launch in launches {

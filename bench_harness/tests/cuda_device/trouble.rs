@@ -27,7 +27,7 @@ fn work_on_another_stream_is_no_speed() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let matrices = prefill("[\"naive\", \"flash\"]", "dtype = \"bf16\"\nseqlen = 40");
     let suite = suite(folder.path(), "", &matrices);
-    let side = [("ATTNBENCH_EMULATED_SIDE_STREAM", "naive_output:200")];
+    let side = [("ATTNBENCH_EMULATED_SIDE_STREAM", "naive_output:1000")];
     let (record, _) = run(folder.path(), &[suite.to_str().unwrap(), "--device", "cuda:0"], &side, 5);
     let expected = [("naive", "incorrect"), ("flash", "measured")];
     assert_eq!(dispositions(&record), expected.map(|(kernel, what)| (kernel.to_owned(), what.to_owned())));

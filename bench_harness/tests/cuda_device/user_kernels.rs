@@ -82,6 +82,20 @@ fn a_wrong_kernel_has_no_latency() {
 }
 
 #[test]
+fn changed_inputs_are_noticed_on_the_device() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let manifest = manifest(folder.path(), |text| text).display().to_string();
+    // Right once, and wrong for whoever calls again.
+    let change =
+        "if (causal) store(Global<Storage>{const_cast<Storage *>(q.pointer)}, row * dim, narrow<ELEMENT>(7.0f));";
+    let source = write(folder.path(), "mine.cu", &example().replace("// A row that sees nothing is zero.", change));
+    let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest];
+    let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
+    assert_eq!((count(&record, "incorrect"), count(&record, "measured")), (1, 2), "{record}");
+    assert_eq!(record["cases"][0]["reason"], "the kernel changed its inputs");
+}
+
+#[test]
 fn an_illegal_address_costs_one_case() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let manifest = manifest(folder.path(), |text| text).display().to_string();

@@ -2,6 +2,7 @@
 
 mod devices;
 pub(super) mod interrupt;
+pub(super) mod locks;
 mod progress;
 pub(super) mod workers;
 
@@ -23,7 +24,6 @@ use crate::measure::run::{RunContext, run as measure};
 use crate::record::environment::{self, fingerprint, provenance};
 use crate::record::{Record, RunInfo, TimeSpent, file};
 use crate::report;
-use crate::store::device_lock::{DeviceLock, Sharing};
 use crate::store::history;
 use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
@@ -234,7 +234,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         }
     };
 
-    let locks = lock_devices(suite, &gpus.uuids);
+    let locks = locks::lock_devices(suite, &gpus.uuids);
     let context = RunContext {
         workers: &workers,
         gpu_workers: &gpus.workers,
@@ -244,14 +244,14 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         stop: stop.clone(),
     };
     let mut observer = progress::observer(suite, args.json);
-    let shared_at_start = is_shared(&locks);
+    let shared_at_start = locks::is_shared(&locks);
     let (clock, earlier_ns) = (std::time::Instant::now(), builder.entry_time_ns());
     let outcome = measure(suite, &context, &mut builder, &mut journal, observer.as_mut());
     let wall_ns = u64::try_from(clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let between_entries_ns = wall_ns.saturating_sub(builder.entry_time_ns() - earlier_ns);
     builder.add_time(&TimeSpent { total_ns: between_entries_ns, ..TimeSpent::default() });
     drop(observer);
-    let device_shared = shared_at_start || is_shared(&locks);
+    let device_shared = shared_at_start || locks::is_shared(&locks);
 
     let info = RunInfo {
         id: header.run_id,
@@ -309,36 +309,6 @@ fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<SavedR
             Ok(SavedRecord { path, is_as_asked: false })
         }
     }
-}
-
-/// Announces this run on every device that it measures on.
-fn lock_devices(suite: &Suite, gpu_uuids: &[String]) -> Vec<DeviceLock> {
-    let on_cpu = suite.cases.iter().any(|case| case.threads > 0).then(|| "cpu".to_owned());
-    let lock = |device: String| {
-        DeviceLock::acquire(&device).map_err(|error| eprintln!("warning: announcing this run: {error}")).ok()
-    };
-    on_cpu.into_iter().chain(gpu_uuids.iter().cloned()).filter_map(lock).collect()
-}
-
-/// Says so where others measure on one of the devices now.
-pub(super) fn is_shared(locks: &[DeviceLock]) -> bool {
-    let mut pids: Vec<u32> = Vec::new();
-    for lock in locks {
-        if let Sharing::Shared { pids: others } = lock.sharing() {
-            pids.extend(others);
-        }
-    }
-    pids.sort_unstable();
-    pids.dedup();
-    if pids.is_empty() {
-        return false;
-    }
-    let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-    eprintln!(
-        "warning: the device is shared: another attnbench (process {list}) is measuring on it now; both runs go on, their \
-         times disturb each other, and the record says so"
-    );
-    true
 }
 
 pub(super) fn run_id(started: jiff::Timestamp) -> String {

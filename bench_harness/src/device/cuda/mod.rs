@@ -2,7 +2,7 @@
 //!
 //! The driver and NVRTC are loaded at run time: a machine without them is told so and goes on. [`list`] says which devices
 //! there are and [`selection`] which were asked for; [`context`] opens one; [`compile`] makes machine code, and keeps it;
-//! [`launch`] executes plans of `attn_kernels::cuda`; [`timer`] times what was launched; [`ceiling`] measures the device
+//! [`launch`] executes plans of `attn_kernels::cuda`; [`timer`] times what was launched, singly or as a [`graph`]; [`ceiling`] measures the device
 //! and [`self_test`] the measuring. A context belongs to one thread of a worker process, which dies with the first error
 //! that CUDA does not recover from.
 
@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod compile;
 pub mod context;
 pub mod driver;
+pub mod graph;
 pub mod launch;
 pub mod list;
 pub mod module;

@@ -10,8 +10,9 @@ use super::list::CudaDevice;
 use super::timer::{How, Timer};
 use crate::stats::quantile::median;
 
-/// Lengths that are measured, in nanoseconds. Shorter ones would measure the steps of the device's timer.
-const SPINS_NS: [u64; 3] = [200_000, 1_000_000, 5_000_000];
+/// Lengths that are measured, in nanoseconds. Shorter ones would measure the steps of the device's timer and the microsecond
+/// or two that a kernel takes to start and to end.
+const SPINS_NS: [u64; 3] = [500_000, 1_000_000, 5_000_000];
 /// Samples of each.
 const SAMPLES: usize = 11;
 /// How far the median may be off.

@@ -81,7 +81,7 @@ impl Timer {
         // Twice as many blocks as multiprocessors, so that nearly every one gets a block.
         let stamp_blocks = (2 * context.facts().multiprocessors).max(1);
         let flush_bytes = FLUSH_CACHES * context.device().l2_cache_bytes.max(0) as u64;
-        Ok(Timer {
+        let timer = Timer {
             hold: module.function("hold").map_err(failed)?,
             stamp: module.function("stamp").map_err(failed)?,
             spin: module.function("spin").map_err(failed)?,
@@ -91,7 +91,20 @@ impl Timer {
             stamp_blocks,
             flush: context.allocate(flush_bytes).map_err(failed)?,
             _module: module,
-        })
+        };
+        timer.warm_up(context).map_err(failed)?;
+        Ok(timer)
+    }
+
+    /// Launches everything of its own once: the driver may load code at a first launch and wait for the device, which would
+    /// wait for the hold.
+    fn warm_up(&self, context: &Context) -> Result<(), Fault> {
+        self.words.release();
+        let mut arguments = [vec![self.words.address(0)], vec![self.words.address(1)], vec![HOLD_LIMIT_NS]];
+        self.hold.launch(context, [1; 3], [1; 3], 0, &mut arguments)?;
+        context.wait()?;
+        let how = How { flush: true, hold: false };
+        self.attempt(context, how, &mut || Ok(()), &mut || Ok(())).map(|_| ())
     }
 
     /// Takes a sample of `work`, which enqueues on the context's stream; `ended` is called as soon as that stream has ended.
@@ -234,46 +247,6 @@ fn mean_clock_mhz(before: &[u64], after: &[u64]) -> Option<f64> {
         }
     }
     median(&clocks)
-}
-
-/// Work that was recorded once and is launched as a whole.
-pub struct Graph {
-    handle: sys::CUgraphExec,
-}
-
-impl Graph {
-    /// Records what `work` enqueues on the context's stream; none of it runs.
-    pub fn record(context: &Context, work: &mut dyn FnMut() -> Result<(), Fault>) -> Result<Graph, Fault> {
-        let doing = "recording a graph";
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is a live one that nobody else captures.
-        check(doing, unsafe { sys::cuStreamBeginCapture_v2(context.stream(), mode) })?;
-        let worked = work();
-        let (mut graph, mut handle) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the capture began above; the graph is valid for writes.
-        let ended = check(doing, unsafe { sys::cuStreamEndCapture(context.stream(), &mut graph) });
-        worked.and(ended)?;
-        // SAFETY: the graph was captured just now; its executable form does not need it any more.
-        unsafe {
-            let instantiated = check(doing, sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0));
-            let _ = sys::cuGraphDestroy(graph);
-            instantiated?;
-        }
-        Ok(Graph { handle })
-    }
-
-    /// Enqueues all of it.
-    pub fn launch(&self, context: &Context) -> Result<(), Fault> {
-        // SAFETY: graph and stream are live ones of one context.
-        check("launching a graph", unsafe { sys::cuGraphLaunch(self.handle, context.stream()) })
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // SAFETY: made by `record` and destroyed once; the stream has been waited for.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
-    }
 }
 
 /// Two words that host and device share: whether the hold is released, and whether it gave up.

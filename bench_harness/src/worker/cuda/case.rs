@@ -16,8 +16,9 @@ use crate::clock::elapsed_ns;
 use crate::device::cpu::memory;
 use crate::device::cuda::context::{Buffer, Context, Pattern};
 use crate::device::cuda::driver::Fault;
+use crate::device::cuda::graph::Graph;
 use crate::device::cuda::launch::{Code, LoadedPlan};
-use crate::device::cuda::timer::{Graph, How, Timing};
+use crate::device::cuda::timer::{How, Timing};
 use crate::worker::protocol::{ErrorKind, Measure, Measured, Memory, Prepare, Prepared, Sample, WorkerError, Written};
 use crate::worker::provider::PreparedCase;
 
