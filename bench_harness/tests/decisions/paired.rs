@@ -11,7 +11,7 @@ use attnbench::gate::policy::Policy;
 use crate::machine::{Noise, key, sessions};
 
 fn policy() -> Policy {
-    Policy { simulations: 0, max_mde: 1000.0, ..Policy::default() }
+    Policy { simulations: 20, max_mde: 1000.0, ..Policy::default() }
 }
 
 /// What was measured of some cases with these slowdowns, a thousandth of noise and nothing else.
