@@ -37,7 +37,7 @@ impl Measured {
             base: sessions("base", 1, 48, Noise::White(0.001), &vec![0.0; slowdowns.len()], 1),
             head: sessions("head", 1, 48, Noise::White(0.001), slowdowns, 2),
             pairs: slowdowns.iter().enumerate().map(one).collect(),
-            controls: vec![0.0001, -0.0001].repeat(12),
+            controls: [0.0001, -0.0001].repeat(12),
             timing: Vec::new(),
             acceptances: Vec::new(),
             removed: Vec::new(),
