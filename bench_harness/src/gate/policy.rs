@@ -25,12 +25,29 @@ pub struct Policy {
     pub screen_pairs: usize,
     /// A/B: one-sided p at which a case goes on to confirmation.
     pub screen_p: f64,
+    /// A/B: the same for a case that seems faster, which fails no gate.
+    pub screen_p_faster: f64,
     /// A/B: new pairs, in fresh processes, for the cases that go on.
     pub confirm_pairs: usize,
+    /// A/B: after so many of them,
+    pub look_pairs: usize,
+    /// a case whose one-sided p is above this is given up: nothing would come of the rest.
+    pub look_p: f64,
     /// A/B: pairs of each further try to show that a case is unchanged.
     pub extra_pairs: usize,
     /// A/B: pairs of a case at most.
     pub max_pairs: usize,
+
+    /// A/B: share of the families called regressed that may be wrong.
+    pub family_false_discovery_rate: f64,
+    /// A/B: a family's mean slowdown below this is no regression; half of it is worth a confirmation.
+    pub family_floor: f64,
+    /// A/B: one-sided p at which a family goes on to confirmation.
+    pub family_screen_p: f64,
+    /// A/B: chance of calling the machine another one for head than for base where it was not.
+    pub control_p: f64,
+    /// A/B: controls that differ by less never do so.
+    pub control_floor: f64,
 
     /// Stored baselines: sessions on either side from which sessions are tested against sessions.
     pub min_sessions: usize,
@@ -72,12 +89,20 @@ impl Default for Policy {
             floor: 0.01,
             floor_standard_errors: 2.33,
             margin: 0.02,
-            false_discovery_rate: 0.02,
+            false_discovery_rate: 0.01,
             screen_pairs: 8,
             screen_p: 0.10,
+            screen_p_faster: 0.02,
             confirm_pairs: 16,
+            look_pairs: 8,
+            look_p: 0.3,
             extra_pairs: 8,
             max_pairs: 48,
+            family_false_discovery_rate: 0.005,
+            family_floor: 0.005,
+            family_screen_p: 0.05,
+            control_p: 0.005,
+            control_floor: 0.005,
             min_sessions: 5,
             gross_threshold: 0.08,
             gross_standard_errors: 5.0,
@@ -139,6 +164,8 @@ impl Policy {
         let effects = [
             ("floor", self.floor),
             ("margin", self.margin),
+            ("family_floor", self.family_floor),
+            ("control_floor", self.control_floor),
             ("gross_threshold", self.gross_threshold),
             ("max_drift", self.max_drift),
             ("memory_share", self.memory_share),
@@ -147,11 +174,20 @@ impl Policy {
             ("floor_standard_errors", self.floor_standard_errors),
             ("gross_standard_errors", self.gross_standard_errors),
         ];
-        let shares =
-            [("false_discovery_rate", self.false_discovery_rate), ("screen_p", self.screen_p), ("power", self.power)];
+        let shares = [
+            ("false_discovery_rate", self.false_discovery_rate),
+            ("family_false_discovery_rate", self.family_false_discovery_rate),
+            ("screen_p", self.screen_p),
+            ("screen_p_faster", self.screen_p_faster),
+            ("look_p", self.look_p),
+            ("family_screen_p", self.family_screen_p),
+            ("control_p", self.control_p),
+            ("power", self.power),
+        ];
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),
+            ("look_pairs", self.look_pairs),
             ("extra_pairs", self.extra_pairs),
             ("max_pairs", self.max_pairs),
             ("min_sessions", self.min_sessions),

@@ -7,6 +7,7 @@
 use rand::{Rng, RngExt};
 
 use super::Alternative;
+use super::normal;
 use super::ranks::{doubled_ranks, sign_flip_distribution, tails};
 
 /// Up to so many pairs all flips are counted, by a recursion over rank sums that stays cheaper than drawing them.
@@ -41,6 +42,48 @@ fn drawn_tails(ranks: &[usize], observed: usize, draws: usize, rng: &mut impl Rn
     }
     let all = (draws + 1) as f64;
     (above as f64 / all, below as f64 / all)
+}
+
+/// The smallest rank sum (of ranks 1 to `pairs`, of the positive differences) whose one-sided p is at most `p`; `None`
+/// where none is. Counted up to [`EXACT_MAX`] pairs, by the normal approximation beyond.
+pub fn critical_rank_sum(pairs: usize, p: f64) -> Option<usize> {
+    let n = pairs as f64;
+    let largest = pairs * (pairs + 1) / 2;
+    if smallest_p(pairs) > p {
+        return None;
+    }
+    if pairs > EXACT_MAX {
+        let deviation = (n * (n + 1.0) * (2.0 * n + 1.0) / 24.0).sqrt();
+        let sum = 0.25 * n * (n + 1.0) + normal::quantile(1.0 - p)? * deviation;
+        return Some((sum.ceil().max(0.0) as usize).min(largest));
+    }
+    let mass = sign_flip_distribution(&(1..=pairs).collect::<Vec<_>>());
+    let mut tail = 0.0;
+    let mut sum = largest;
+    loop {
+        tail += mass[sum];
+        if tail > p {
+            return Some(sum + 1);
+        }
+        if sum == 0 {
+            return Some(0);
+        }
+        sum -= 1;
+    }
+}
+
+/// What has to be added to all differences for their rank sum to reach `rank_sum`: the rank sum of the positive values is
+/// the number of means of two of them, each with itself included, that are positive (Tukey, 1949), so this moves that
+/// many of them up to zero. 0 without differences.
+pub fn shift_to_reject(differences: &[f64], rank_sum: usize) -> f64 {
+    let n = differences.len();
+    let mut means: Vec<f64> =
+        (0..n).flat_map(|i| differences[i..].iter().map(move |other| 0.5 * (differences[i] + other))).collect();
+    if rank_sum == 0 || means.is_empty() {
+        return 0.0;
+    }
+    let place = rank_sum.min(means.len()) - 1;
+    -*means.select_nth_unstable_by(place, |a, b| b.total_cmp(a)).1
 }
 
 /// The smallest one-sided p that `pairs` pairs can give: 2^-pairs.
@@ -102,6 +145,23 @@ mod tests {
         assert!((p(&values, Alternative::Greater) - exact).abs() < 0.004, "{exact}");
         let all_positive: Vec<f64> = (1..=70).map(f64::from).collect();
         assert_eq!(p(&all_positive, Alternative::Greater), 1.0 / 20_001.0);
+    }
+
+    #[test]
+    fn the_shift_that_rejects_is_where_the_p_value_crosses() {
+        let mut rng = Pcg64::seed_from_u64(2);
+        for pairs in [5, 8, 16, 31] {
+            for level in [0.1, 0.3] {
+                let values: Vec<f64> = (0..pairs).map(|_| rng.random::<f64>() - 0.4).collect();
+                let sum = critical_rank_sum(pairs, level).expect("so many pairs can");
+                let shift = shift_to_reject(&values, sum);
+                let at = |shift: f64| p(&values.iter().map(|v| v + shift).collect::<Vec<_>>(), Alternative::Greater);
+                assert!(at(shift + 1e-9) <= level && at(shift - 1e-9) > level, "{pairs} pairs at {level}: {shift}");
+            }
+        }
+        assert_eq!(critical_rank_sum(5, 1.0 / 32.0), Some(15));
+        assert_eq!(critical_rank_sum(5, 0.031), None);
+        assert_eq!(shift_to_reject(&[], 3), 0.0);
     }
 
     #[test]

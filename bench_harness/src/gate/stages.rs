@@ -1,0 +1,100 @@
+//! The two stages that a series of pairs goes through before it may be called slower or faster: screen and confirmation.
+//!
+//! Cases and families share them. All that is asked of a stage is decided by the pairs of that stage alone, so a series
+//! that was selected by chance has earned nothing for the next. The look in the middle of the confirmation only gives up:
+//! it can turn a discovery into none, never the other way round, so it needs no share of the false alarms.
+
+use rand::SeedableRng;
+use rand_pcg::Pcg64;
+
+use super::policy::Policy;
+use crate::stats::{Alternative, signed_rank};
+
+/// What the first pairs say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Screen {
+    Incomplete,
+    Slower,
+    Faster,
+    Passed,
+}
+
+impl Screen {
+    /// Of the pairs of a case. Improvements fail no gate, so fewer of them are worth a confirmation.
+    pub(super) fn of(pairs: &[f64], policy: &Policy) -> Screen {
+        let Some(pairs) = pairs.get(..policy.screen_pairs) else { return Screen::Incomplete };
+        if p_value(pairs, Alternative::Greater, policy) <= policy.screen_p {
+            Screen::Slower
+        } else if p_value(pairs, Alternative::Less, policy) <= policy.screen_p_faster {
+            Screen::Faster
+        } else {
+            Screen::Passed
+        }
+    }
+
+    /// The direction that the confirmation looks in.
+    pub(super) fn alternative(self) -> Option<Alternative> {
+        match self {
+            Screen::Slower => Some(Alternative::Greater),
+            Screen::Faster => Some(Alternative::Less),
+            Screen::Incomplete | Screen::Passed => None,
+        }
+    }
+
+    /// How many pairs a series should have by now.
+    pub(super) fn wanted(self, pairs: &[f64], policy: &Policy) -> usize {
+        match self {
+            Screen::Incomplete => policy.screen_pairs,
+            Screen::Passed => 0,
+            Screen::Slower | Screen::Faster => {
+                let look = policy.screen_pairs + look_pairs(policy);
+                if pairs.len() < look || self.is_futile(pairs, policy) {
+                    look
+                } else {
+                    policy.screen_pairs + policy.confirm_pairs
+                }
+            }
+        }
+    }
+
+    /// The pairs of the confirmation, as far as they were measured. Those of a series that never was to be confirmed are
+    /// extra ones.
+    pub(super) fn confirmation<'a>(self, pairs: &'a [f64], policy: &Policy) -> &'a [f64] {
+        let end = pairs.len().min(policy.screen_pairs + policy.confirm_pairs);
+        match self {
+            Screen::Slower | Screen::Faster => &pairs[policy.screen_pairs..end],
+            Screen::Incomplete | Screen::Passed => &[],
+        }
+    }
+
+    /// Whether the first part of the confirmation shows so little that the rest is not worth measuring.
+    pub(super) fn is_futile(self, pairs: &[f64], policy: &Policy) -> bool {
+        let (Some(alternative), Some(look)) =
+            (self.alternative(), self.confirmation(pairs, policy).get(..look_pairs(policy)))
+        else {
+            return false;
+        };
+        look.len() < policy.confirm_pairs && p_value(look, alternative, policy) > policy.look_p
+    }
+
+    /// One-sided p of the confirmation; 1 where there is none or it was given up.
+    pub(super) fn confirmed_p(self, pairs: &[f64], policy: &Policy) -> f64 {
+        match self.alternative() {
+            Some(alternative) if !self.is_futile(pairs, policy) => {
+                p_value(self.confirmation(pairs, policy), alternative, policy)
+            }
+            _ => 1.0,
+        }
+    }
+}
+
+/// Pairs of the confirmation after which it may be given up.
+pub(super) fn look_pairs(policy: &Policy) -> usize {
+    policy.look_pairs.min(policy.confirm_pairs)
+}
+
+/// The p-value of some pairs. A generator of its own for each keeps a verdict independent of the other cases.
+pub(super) fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
+    let draws = (100.0 / policy.false_discovery_rate).ceil() as usize * 100;
+    signed_rank::p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
+}
