@@ -19,6 +19,7 @@
 pub use super::mde::mde;
 
 use super::families::Families;
+use super::mde::Simulation;
 use super::policy::Policy;
 use super::stages::Screen;
 use crate::case::CaseKey;
@@ -107,7 +108,11 @@ fn next_pairs(policy: &Policy, cases: &[PairedCase], may_measure: bool) -> Step 
         }
     }
     let survivors = screened.iter().filter(|screen| **screen == Screen::Slower).count();
-    let with_mde = |(case, finding): (&PairedCase, Finding)| Finding { mde: mde(policy, case, survivors), ..finding };
+    let simulation = Simulation::new(policy, survivors);
+    let with_mde = |(case, finding): (&PairedCase, Finding)| Finding {
+        mde: simulation.as_ref().and_then(|simulation| simulation.mde(case)),
+        ..finding
+    };
     Step::Decided(cases.iter().zip(findings).map(with_mde).collect())
 }
 

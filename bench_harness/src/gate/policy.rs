@@ -27,7 +27,7 @@ pub struct Policy {
     pub screen_p: f64,
     /// A/B: the same for a case that seems faster, which fails no gate.
     pub screen_p_faster: f64,
-    /// A/B: new pairs, in fresh processes, for the cases that go on.
+    /// A/B: new pairs, in fresh processes, for the cases that go on, and more where noise asks for it.
     pub confirm_pairs: usize,
     /// A/B: after so many of them,
     pub look_pairs: usize,

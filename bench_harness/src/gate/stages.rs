@@ -8,7 +8,9 @@ use rand::SeedableRng;
 use rand_pcg::Pcg64;
 
 use super::policy::Policy;
-use crate::stats::{Alternative, signed_rank};
+use crate::stats::Alternative;
+use crate::stats::noise::standard_deviation;
+use crate::stats::signed_rank::CappedRanks;
 
 /// What the first pairs say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Screen {
                 if pairs.len() < look || self.is_futile(pairs, policy) {
                     look
                 } else {
-                    policy.screen_pairs + policy.confirm_pairs
+                    policy.screen_pairs + confirm_pairs(pairs, policy)
                 }
             }
         }
@@ -60,7 +62,7 @@ impl Screen {
     /// The pairs of the confirmation, as far as they were measured. Those of a series that never was to be confirmed are
     /// extra ones.
     pub(super) fn confirmation<'a>(self, pairs: &'a [f64], policy: &Policy) -> &'a [f64] {
-        let end = pairs.len().min(policy.screen_pairs + policy.confirm_pairs);
+        let end = pairs.len().min(policy.screen_pairs + confirm_pairs(pairs, policy));
         match self {
             Screen::Slower | Screen::Faster => &pairs[policy.screen_pairs..end],
             Screen::Incomplete | Screen::Passed => &[],
@@ -88,6 +90,19 @@ impl Screen {
     }
 }
 
+/// Pairs of the confirmation, given those of the screen: as many as bring the floor that noise sets near the one that the
+/// policy sets, within its bounds. The screen's scatter says nothing about the signs of what comes after it.
+pub(super) fn confirm_pairs(pairs: &[f64], policy: &Policy) -> usize {
+    let most = policy.max_pairs.saturating_sub(policy.screen_pairs).max(policy.confirm_pairs);
+    let scatter = standard_deviation(&pairs[..policy.screen_pairs.min(pairs.len())]).unwrap_or(0.0);
+    let least = (policy.floor_standard_errors * scatter / (NEAR_THE_FLOOR * policy.floor.ln_1p())).powi(2);
+    // A policy without a floor asks for the most.
+    if least.is_nan() { policy.confirm_pairs } else { (least.ceil() as usize).clamp(policy.confirm_pairs, most) }
+}
+
+/// The noise's floor over the policy's that is near enough.
+const NEAR_THE_FLOOR: f64 = 1.25;
+
 /// Pairs of the confirmation after which it may be given up.
 pub(super) fn look_pairs(policy: &Policy) -> usize {
     policy.look_pairs.min(policy.confirm_pairs)
@@ -96,5 +111,5 @@ pub(super) fn look_pairs(policy: &Policy) -> usize {
 /// The p-value of some pairs. A generator of its own for each keeps a verdict independent of the other cases.
 pub(super) fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
     let draws = (100.0 / policy.false_discovery_rate).ceil() as usize * 100;
-    signed_rank::p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
+    CappedRanks::new(pairs.len()).p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
 }

@@ -25,8 +25,7 @@ pub struct Shift {
 pub fn one_sample(values: &[f64], confidence: f64) -> Option<Shift> {
     let values = sorted(values)?;
     let n = values.len();
-    let mut means: Vec<f64> =
-        (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).map(|(i, j)| 0.5 * (values[i] + values[j])).collect();
+    let mut means = pair_means(&values);
     means.sort_unstable_by(f64::total_cmp);
     let interval = if n <= EXACT_MAX {
         let ranks: Vec<usize> = (1..=n).collect();
@@ -43,9 +42,7 @@ pub fn one_sample_estimate(values: &[f64]) -> Option<f64> {
     if values.is_empty() || !values.iter().all(|value| value.is_finite()) {
         return None;
     }
-    let n = values.len();
-    let mut means: Vec<f64> =
-        (0..n).flat_map(|i| values[i..].iter().map(move |other| 0.5 * (values[i] + other))).collect();
+    let mut means = pair_means(values);
     let middle = means.len() / 2;
     let is_odd = means.len() % 2 == 1;
     let (below, &mut upper, _) = means.select_nth_unstable_by(middle, f64::total_cmp);
@@ -54,6 +51,16 @@ pub fn one_sample_estimate(values: &[f64]) -> Option<f64> {
     }
     let lower = below.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     Some(0.5 * (lower + upper))
+}
+
+/// The means of all pairs of values, each with itself included (Walsh, 1949).
+fn pair_means(values: &[f64]) -> Vec<f64> {
+    let n = values.len();
+    let mut means = Vec::with_capacity(n * (n + 1) / 2);
+    for (i, value) in values.iter().enumerate() {
+        means.extend(values[i..].iter().map(|other| 0.5 * (value + other)));
+    }
+    means
 }
 
 /// How much greater head is than base: the median of all differences. `None` when a sample is empty or not finite.
