@@ -5,7 +5,7 @@ use rand_pcg::Pcg64;
 
 use super::plan::{PairedCase, floor};
 use super::policy::Policy;
-use super::stages::{confirm_pairs, look_pairs};
+use super::stages::{confirm_pairs, look_pairs, most_confirm_pairs, screen_pairs};
 use crate::stats::hodges_lehmann;
 use crate::stats::signed_rank::CappedRanks;
 
@@ -26,7 +26,8 @@ pub fn mde(policy: &Policy, case: &PairedCase, survivors: usize) -> Option<f64> 
 /// it finds, and the smallest detectable one is their quantile at the wanted power.
 pub(super) struct Simulation<'a> {
     policy: &'a Policy,
-    screen_sum: usize,
+    /// Of a screen, and of one of twice its length.
+    screen_sums: [usize; 2],
     look_sum: usize,
     /// By the number of pairs of the confirmation; `None` where no result of so many is significant.
     confirm_sums: Vec<Option<usize>>,
@@ -39,13 +40,13 @@ impl<'a> Simulation<'a> {
             return None;
         }
         let alone = policy.false_discovery_rate / survivors.max(1) as f64;
-        let most = policy.confirm_pairs.max(policy.max_pairs.saturating_sub(policy.screen_pairs));
         let sums = |pairs| if pairs < policy.confirm_pairs { None } else { CappedRanks::new(pairs).critical_sum(alone) };
+        let screen = |times| CappedRanks::new(times * policy.screen_pairs).critical_sum(policy.screen_p);
         Some(Simulation {
             policy,
-            screen_sum: CappedRanks::new(policy.screen_pairs).critical_sum(policy.screen_p)?,
+            screen_sums: [screen(1)?, screen(2)?],
             look_sum: CappedRanks::new(look_pairs(policy)).critical_sum(policy.look_p)?,
-            confirm_sums: (0..=most).map(sums).collect(),
+            confirm_sums: (0..=most_confirm_pairs(policy)).map(sums).collect(),
         })
     }
 
@@ -63,7 +64,8 @@ impl<'a> Simulation<'a> {
         };
         let mut effects: Vec<f64> = (0..policy.simulations)
             .map(|_| {
-                let screen = draw(policy.screen_pairs);
+                let mut screen = draw(policy.screen_pairs);
+                screen.extend(draw(screen_pairs(&screen, policy) - policy.screen_pairs));
                 let confirm = draw(confirm_pairs(&screen, policy));
                 self.smallest(&screen, &confirm, case.calibrated_error).unwrap_or(f64::INFINITY)
             })
@@ -80,7 +82,7 @@ impl<'a> Simulation<'a> {
             floor(self.policy, confirm, calibrated_error) - hodges_lehmann::one_sample_estimate(confirm)?;
         let look = look_pairs(self.policy);
         let mut effect = raised(above_floor, confirm, confirm_sum);
-        effect = raised(effect, screen, self.screen_sum);
+        effect = raised(effect, screen, self.screen_sums[usize::from(screen.len() > self.policy.screen_pairs)]);
         Some(if look < confirm.len() { raised(effect, &confirm[..look], self.look_sum) } else { effect })
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! A/B pairs pass through three stages, told apart by their number alone:
 //!
-//! 1. *Screen.* Every case gets `screen_pairs`; a one-sided p of at most `screen_p` (`screen_p_faster` the other way) goes on.
+//! 1. *Screen.* Every case gets `screen_pairs`, or twice as many where it is noisy; a one-sided p of at most `screen_p` (`screen_p_faster` the other way) goes on.
 //! 2. *Confirm.* `confirm_pairs` new ones for those only, judged on the new pairs alone by Benjamini-Hochberg, so that
 //!    having been selected earns nothing; given up after `look_pairs` where these show nothing. Confirmed and beyond the
 //!    floor is `regressed` or `improved`.
@@ -21,7 +21,7 @@ pub use super::mde::mde;
 use super::families::Families;
 use super::mde::Simulation;
 use super::policy::Policy;
-use super::stages::Screen;
+use super::stages::{Screen, look_pairs, screen_pairs};
 use crate::case::CaseKey;
 use crate::compare::latency::{self, StoredCase};
 use crate::compare::verdict::{Finding, Verdict, change, percent};
@@ -148,7 +148,8 @@ impl<'a> Decision<'a> {
     fn finding(&self, i: usize) -> Finding {
         let case = &self.cases[i];
         if self.screened[i] == Screen::Incomplete {
-            let reason = format!("too few rounds: {} (needs {})", case.log_ratios.len(), self.policy.screen_pairs);
+            let needed = screen_pairs(&case.log_ratios, self.policy);
+            let reason = format!("too few rounds: {} (needs {needed})", case.log_ratios.len());
             return Finding::bare(Verdict::Inconclusive, reason);
         }
         if !case.log_ratios.iter().all(|ratio| ratio.is_finite()) {
@@ -199,7 +200,7 @@ impl<'a> Decision<'a> {
         let same = |screen: &&Screen| **screen == self.screened[i];
         let alone = policy.false_discovery_rate / self.screened.iter().filter(same).count() as f64;
         if self.screened[i].is_futile(&case.log_ratios, policy) {
-            return format!("{seen}, screened and not seen again in {} new pairs", super::stages::look_pairs(policy));
+            return format!("{seen}, screened and not seen again in {} new pairs", look_pairs(policy));
         }
         let have = self.screened[i].confirmation(&case.log_ratios, policy).len();
         if signed_rank::smallest_p(have) > alone {

@@ -21,7 +21,7 @@ pub struct Policy {
     /// Share of the cases called regressed that may be wrong (Benjamini-Hochberg).
     pub false_discovery_rate: f64,
 
-    /// A/B: pairs that every case gets first.
+    /// A/B: pairs that every case gets first, or twice as many where it is noisy.
     pub screen_pairs: usize,
     /// A/B: one-sided p at which a case goes on to confirmation.
     pub screen_p: f64,
@@ -93,11 +93,11 @@ impl Default for Policy {
             screen_pairs: 8,
             screen_p: 0.10,
             screen_p_faster: 0.02,
-            confirm_pairs: 16,
+            confirm_pairs: 24,
             look_pairs: 8,
-            look_p: 0.3,
+            look_p: 0.2,
             extra_pairs: 8,
-            max_pairs: 48,
+            max_pairs: 56,
             family_false_discovery_rate: 0.005,
             family_floor: 0.005,
             family_screen_p: 0.05,

@@ -24,7 +24,7 @@ pub(super) enum Screen {
 impl Screen {
     /// Of the pairs of a case. Improvements fail no gate, so fewer of them are worth a confirmation.
     pub(super) fn of(pairs: &[f64], policy: &Policy) -> Screen {
-        let Some(pairs) = pairs.get(..policy.screen_pairs) else { return Screen::Incomplete };
+        let Some(pairs) = pairs.get(..screen_pairs(pairs, policy)) else { return Screen::Incomplete };
         if p_value(pairs, Alternative::Greater, policy) <= policy.screen_p {
             Screen::Slower
         } else if p_value(pairs, Alternative::Less, policy) <= policy.screen_p_faster {
@@ -46,14 +46,15 @@ impl Screen {
     /// How many pairs a series should have by now.
     pub(super) fn wanted(self, pairs: &[f64], policy: &Policy) -> usize {
         match self {
-            Screen::Incomplete => policy.screen_pairs,
+            Screen::Incomplete => screen_pairs(pairs, policy),
             Screen::Passed => 0,
             Screen::Slower | Screen::Faster => {
-                let look = policy.screen_pairs + look_pairs(policy);
+                let screen = screen_pairs(pairs, policy);
+                let look = screen + look_pairs(policy);
                 if pairs.len() < look || self.is_futile(pairs, policy) {
                     look
                 } else {
-                    policy.screen_pairs + confirm_pairs(pairs, policy)
+                    screen + confirm_pairs(pairs, policy)
                 }
             }
         }
@@ -62,9 +63,10 @@ impl Screen {
     /// The pairs of the confirmation, as far as they were measured. Those of a series that never was to be confirmed are
     /// extra ones.
     pub(super) fn confirmation<'a>(self, pairs: &'a [f64], policy: &Policy) -> &'a [f64] {
-        let end = pairs.len().min(policy.screen_pairs + confirm_pairs(pairs, policy));
+        let screen = screen_pairs(pairs, policy);
+        let end = pairs.len().min(screen + confirm_pairs(pairs, policy));
         match self {
-            Screen::Slower | Screen::Faster => &pairs[policy.screen_pairs..end],
+            Screen::Slower | Screen::Faster => &pairs[screen..end],
             Screen::Incomplete | Screen::Passed => &[],
         }
     }
@@ -90,14 +92,25 @@ impl Screen {
     }
 }
 
-/// Pairs of the confirmation, given those of the screen: as many as bring the floor that noise sets near the one that the
-/// policy sets, within its bounds. The screen's scatter says nothing about the signs of what comes after it.
+/// Pairs of the screen, given the first of them: twice as many where noise asks for a longer confirmation.
+pub(super) fn screen_pairs(pairs: &[f64], policy: &Policy) -> usize {
+    let is_noisy = confirm_pairs(pairs, policy) > policy.confirm_pairs;
+    if is_noisy { 2 * policy.screen_pairs } else { policy.screen_pairs }
+}
+
+/// Pairs of the confirmation, given the first of the screen: as many as bring the floor that noise sets near the one that
+/// the policy sets, within its bounds. The screen's scatter says nothing about the signs of what comes after it.
 pub(super) fn confirm_pairs(pairs: &[f64], policy: &Policy) -> usize {
-    let most = policy.max_pairs.saturating_sub(policy.screen_pairs).max(policy.confirm_pairs);
     let scatter = standard_deviation(&pairs[..policy.screen_pairs.min(pairs.len())]).unwrap_or(0.0);
     let least = (policy.floor_standard_errors * scatter / (NEAR_THE_FLOOR * policy.floor.ln_1p())).powi(2);
+    let most = most_confirm_pairs(policy);
     // A policy without a floor asks for the most.
     if least.is_nan() { policy.confirm_pairs } else { (least.ceil() as usize).clamp(policy.confirm_pairs, most) }
+}
+
+/// Pairs of the longest confirmation.
+pub(super) fn most_confirm_pairs(policy: &Policy) -> usize {
+    policy.max_pairs.saturating_sub(2 * policy.screen_pairs).max(policy.confirm_pairs)
 }
 
 /// The noise's floor over the policy's that is near enough.
