@@ -5,6 +5,7 @@
 //! `stats`, `compare` and `report` are pure: no clock, device, network or global state; randomness is seeded and passed
 //! in. ARCHITECTURE.md at the top of the repository draws the map.
 
+pub mod build;
 pub mod case;
 pub mod clock;
 pub mod commands;
@@ -18,6 +19,7 @@ pub mod measure;
 pub mod metric;
 pub mod record;
 pub mod report;
+pub mod rules;
 pub mod stats;
 pub mod store;
 pub mod suite;

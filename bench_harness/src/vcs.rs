@@ -2,11 +2,25 @@
 //!
 //! Nothing here runs the `git` program, so a record can be made where it is not installed.
 
+mod check_out;
+mod sources;
+
 use std::path::{Path, PathBuf};
 
 use git2::{ErrorCode, Oid, Repository, StatusOptions};
 
+pub use sources::{Snapshot, Sources};
+
 use crate::record::GitState;
+
+/// In the order in which they are believed. `origin/HEAD` is what the server calls its default.
+const DEFAULT_BRANCHES: [&str; 5] = [
+    "refs/remotes/origin/HEAD",
+    "refs/remotes/origin/main",
+    "refs/remotes/origin/master",
+    "refs/heads/main",
+    "refs/heads/master",
+];
 
 /// Where a path stands with respect to git.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +58,37 @@ pub enum VcsError {
         /// The path that was asked about.
         path: PathBuf,
     },
+    /// No repository where one is needed.
+    #[error("looking for a git repository at `{}`: there is none there or above", .path.display())]
+    NoRepository {
+        /// The path that was asked about.
+        path: PathBuf,
+    },
+    /// A name that means no commit.
+    #[error("finding commit `{name}` in `{}`: {reason}{}", .path.display(), shallow_remedy(*.is_shallow))]
+    NoCommit {
+        /// The repository.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// What libgit2 says.
+        reason: String,
+        /// Whether history was cut off when the repository was cloned.
+        is_shallow: bool,
+    },
+    /// HEAD and the target branch share no commit that is here.
+    #[error(
+        "finding the merge base of HEAD and {target} in `{}`: no commit of both is here; name the commit to compare with \
+         (--against REF) or the branch (--target BRANCH){}", .path.display(), shallow_remedy(*.is_shallow)
+    )]
+    NoMergeBase {
+        /// The repository.
+        path: PathBuf,
+        /// The target branch.
+        target: String,
+        /// Whether history was cut off when the repository was cloned.
+        is_shallow: bool,
+    },
     /// Anything else.
     #[error("reading the git repository of `{}`: {}", .path.display(), .source.message())]
     Git {
@@ -54,15 +99,31 @@ pub enum VcsError {
     },
 }
 
+impl VcsError {
+    fn of(path: &Path, source: git2::Error) -> VcsError {
+        match source.code() {
+            ErrorCode::Owner => VcsError::NotOurs { path: path.to_owned() },
+            _ => VcsError::Git { path: path.to_owned(), source },
+        }
+    }
+}
+
+/// What helps where history was cut off.
+fn shallow_remedy(is_shallow: bool) -> &'static str {
+    if is_shallow {
+        "; this clone is shallow: `git fetch --unshallow` brings the rest of its history (on GitHub, `fetch-depth: 0` of \
+         actions/checkout)"
+    } else {
+        ""
+    }
+}
+
 /// The state of the repository that contains a file or directory.
 ///
 /// # Errors
 /// [`VcsError`] for a repository that exists and cannot be read. Being outside of one is no error.
 pub fn repository_state(path: &Path) -> Result<RepositoryState, VcsError> {
-    let fail = |source: git2::Error| match source.code() {
-        ErrorCode::Owner => VcsError::NotOurs { path: path.to_owned() },
-        _ => VcsError::Git { path: path.to_owned(), source },
-    };
+    let fail = |source: git2::Error| VcsError::of(path, source);
     let repository = match Repository::discover(path) {
         Ok(repository) => repository,
         Err(error) if error.code() == ErrorCode::NotFound => return Ok(RepositoryState::Outside),
@@ -102,14 +163,6 @@ fn is_dirty(repository: &Repository) -> Result<bool, git2::Error> {
 /// The merge base of a commit and the default branch. `None` where there is no default branch or no common commit, as in
 /// a shallow clone whose history ends too early.
 fn merge_base(repository: &Repository, commit: Oid) -> Option<Oid> {
-    /// In the order in which they are believed. `origin/HEAD` is what the server calls its default.
-    const DEFAULT_BRANCHES: [&str; 5] = [
-        "refs/remotes/origin/HEAD",
-        "refs/remotes/origin/main",
-        "refs/remotes/origin/master",
-        "refs/heads/main",
-        "refs/heads/master",
-    ];
     let default = DEFAULT_BRANCHES.iter().find_map(|name| repository.refname_to_id(name).ok())?;
     repository.merge_base(commit, default).ok()
 }

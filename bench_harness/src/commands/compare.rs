@@ -54,18 +54,12 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    /// The checked policy.
-    pub(crate) fn policy(&self) -> anyhow::Result<Policy> {
-        let mut policy = match &self.policy {
-            None => Policy::default(),
-            Some(path) => {
-                let name = path.display().to_string();
-                let text = policy_text(path).with_context(|| format!("reading gate policy `{name}`"))?;
-                Policy::from_toml(&text, &name)?
-            }
-        };
-        policy.accept_removed |= self.accept_removed;
-        Ok(policy)
+    /// The checked policy of the file that was named.
+    pub(crate) fn policy(&self) -> anyhow::Result<Option<Policy>> {
+        let Some(path) = &self.policy else { return Ok(None) };
+        let name = path.display().to_string();
+        let text = policy_text(path).with_context(|| format!("reading gate policy `{name}`"))?;
+        Ok(Some(Policy::from_toml(&text, &name)?))
     }
 
     /// A baseline by its file or its name.
@@ -79,7 +73,8 @@ impl Common {
 
 /// Runs it.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let policy = args.common.policy()?;
+    let mut policy = args.common.policy()?.unwrap_or_default();
+    policy.accept_removed |= args.common.accept_removed;
     let base = side(&args.base, &args.common.baselines)?;
     let head = side(&args.head, &args.common.baselines)?;
     let compared = compare(&base, &head, &policy);

@@ -1,29 +1,57 @@
 //! `attnbench gate`: may this change go in?
 
+pub(super) mod against;
+pub(super) mod pairs;
+
 use std::path::PathBuf;
+
+use anyhow::bail;
 
 use super::compare::{Common, load_record};
 use super::{Exit, terminal};
-use crate::gate::outcome::judge;
+use crate::gate::outcome::{GateReport, judge};
 use crate::report::comparison;
+use crate::store::history::{GateEntry, open, shown};
 
-/// Judge runs against a stored baseline and say so by the exit code
+/// Judge a change and say so by the exit code: builds of two commits measured in pairs, or runs against a baseline
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  attnbench gate run.json --baseline ci
-  attnbench gate run.json --baseline baselines/some-device/ci.json --strict
+  attnbench gate                                       the working tree against its merge base, suite `ci`
+  attnbench gate --against v1.2.0 --suite prefill      against a release
+  attnbench gate --against main --build 'make -j2' --binary build/worker --provider mine='{worker} --serve'
+  attnbench gate run.json --baseline ci                a finished run against a stored baseline
   attnbench gate monday.json tuesday.json --baseline ci --max-mde 0.15
+
+In pairs, base and head are built apart, and measured in turns on this device. Suite, policy (ci/gate.toml), acceptances
+(ci/acceptances.toml) and calibration are those of base: a change cannot move its own goalposts.
 
 Exit codes: 0 pass, 1 a regression, 2 usage or bad input, 3 undecided, 4 not comparable, 5 cases failed to run;
 where several apply, the first of 2, 1, 5, 4, 3, 0.")]
 pub struct Args {
-    /// Records of head, one a session
-    #[arg(required = true, value_name = "RECORD")]
+    /// Records of head, one a session, to judge against a baseline
+    #[arg(value_name = "RECORD", requires = "baseline")]
     records: Vec<PathBuf>,
     /// Baseline: a file, or `[DEVICE/]SUITE` in the directory of baselines
-    #[arg(long, value_name = "NAME|PATH")]
-    baseline: String,
+    #[arg(long, value_name = "NAME|PATH", requires = "records")]
+    baseline: Option<String>,
+    /// Commit to measure the working tree against [default: the merge base with the target branch]
+    #[arg(long, value_name = "REF", conflicts_with = "records")]
+    against: Option<String>,
+    /// Branch that the change is for [default: the one of the CI job, else the server's default branch]
+    #[arg(long, value_name = "BRANCH", conflicts_with_all = ["records", "against"])]
+    target: Option<String>,
+    #[command(flatten)]
+    pairs: pairs::Options,
+    /// Where the report goes, with what was measured beside it [default: results/gate-SUITE-TIME.json]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "records")]
+    out: Option<PathBuf>,
+    /// Go on with a gate that was stopped or killed, from its journal; the rest as in the first call
+    #[arg(long, value_name = "JOURNAL", conflicts_with = "records")]
+    resume: Option<PathBuf>,
+    /// Keep the outcome in this history: a file, or a server as postgresql://USER@HOST/DATABASE
+    #[arg(long, value_name = "PATH|URL")]
+    store: Option<String>,
     /// Every inconclusive case makes the gate undecided
     #[arg(long)]
     strict: bool,
@@ -39,17 +67,51 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let mut policy = args.common.policy()?;
-    policy.min_decided = args.min_decided.unwrap_or(policy.min_decided);
-    policy.max_mde = args.max_mde.unwrap_or(policy.max_mde);
-    policy.check()?;
-    let heads = args.records.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let baseline = args.common.baseline(&args.baseline)?;
-    let report = judge(&heads, &baseline, &policy, args.strict)?;
-    if args.common.json {
-        terminal::print_json(&report)?;
-    } else {
-        terminal::print(comparison::gate_text(&report, terminal::style()).trim_end())?;
+    if let Some(store) = &args.store {
+        // A store that cannot take the outcome is found before there is one.
+        open(store)?;
     }
+    let Some(baseline) = &args.baseline else { return against::run(&args) };
+    let mut policy = args.common.policy()?.unwrap_or_default();
+    args.override_in(&mut policy)?;
+    let heads = args.records.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let baseline = args.common.baseline(baseline)?;
+    let report = judge(&heads, &baseline, &policy, args.strict)?;
+    print(&report, args.common.json)?;
+    let commit = |commits: &[String]| commits.last().cloned();
+    let (base, head) = (commit(&report.comparison.base.commits), commit(&report.comparison.head.commits));
+    keep(&args, &report, base, head)?;
     Ok(report.exit())
+}
+
+impl Args {
+    fn override_in(&self, policy: &mut crate::gate::policy::Policy) -> anyhow::Result<()> {
+        policy.accept_removed |= self.common.accept_removed;
+        policy.min_decided = self.min_decided.unwrap_or(policy.min_decided);
+        policy.max_mde = self.max_mde.unwrap_or(policy.max_mde);
+        policy.budget_s = self.pairs.budget_s.unwrap_or(policy.budget_s);
+        Ok(policy.check()?)
+    }
+}
+
+fn print(report: &GateReport, json: bool) -> anyhow::Result<()> {
+    if json {
+        return terminal::print_json(report);
+    }
+    terminal::print(comparison::gate_text(report, terminal::style()).trim_end())
+}
+
+/// Keeps the outcome in the history, where one is named.
+fn keep(args: &Args, report: &GateReport, base: Option<String>, head: Option<String>) -> anyhow::Result<()> {
+    let Some(store) = &args.store else { return Ok(()) };
+    let time = format!("{:.3}", jiff::Timestamp::now());
+    let text = serde_json::to_string(report)? + &time;
+    let id = blake3::hash(text.as_bytes()).to_hex()[..12].to_owned();
+    let (exit_code, headline) = (report.exit_code, report.headline.clone());
+    let entry = GateEntry { id: id.clone(), time, head, base, exit_code, headline, overridden: None };
+    if let Err(error) = open(store).and_then(|mut store| store.push_gate(&entry)) {
+        bail!("{error}: the gate came to exit code {exit_code}, and its report is the one above");
+    }
+    eprintln!("gate {id} in `{}`", shown(store));
+    Ok(())
 }

@@ -7,6 +7,7 @@ pub mod baseline;
 pub mod drift;
 pub mod exact;
 pub mod latency;
+pub mod pairs;
 pub mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,6 +102,11 @@ impl CaseComparison {
         self.base.is_none()
     }
 
+    /// Whether there are times of both sides.
+    fn was_measured_on_both(&self) -> bool {
+        [self.base, self.head] == [Some(Disposition::Measured); 2]
+    }
+
     /// Whether the case was to be measured and could not be, on both sides.
     pub fn failed_on_both(&self) -> bool {
         self.base.is_some_and(Disposition::is_failure) && self.head.is_some_and(Disposition::is_failure)
@@ -122,13 +128,17 @@ pub fn compare(base: &Baseline, head: &Baseline, policy: &Policy) -> Comparison 
     } else {
         refuse(&mut cases, &fingerprint);
     }
+    conclude(base, head, drift, cases)
+}
+
+fn conclude(base: &Baseline, head: &Baseline, drift: BTreeMap<String, Drift>, mut cases: Vec<CaseComparison>) -> Comparison {
     for case in &mut cases {
         case.conclude();
     }
     Comparison {
         base: Side::of(base),
         head: Side::of(head),
-        fingerprint,
+        fingerprint: differences(&base.fingerprint, &head.fingerprint),
         provenance: differences(&latest_provenance(base), &latest_provenance(head)),
         notes: notes(base, head, &drift),
         drift,
@@ -217,6 +227,15 @@ fn pairings<'a>(base: &'a Baseline, head: &'a Baseline) -> Vec<Pairing<'a>> {
 }
 
 impl Pairing<'_> {
+    /// What takes the case's times out of verdicts.
+    fn doubt(&self) -> Option<String> {
+        let flagged = |(name, cases): (&str, &Vec<&SessionCase>)| {
+            let flag = cases.iter().find_map(|case| case.flags.first())?;
+            Some(format!("{flag} (on {name})"))
+        };
+        [("base", &self.base), ("head", &self.head)].into_iter().find_map(flagged)
+    }
+
     /// Everything but latency, which is judged for all cases together.
     fn without_latency(&self, policy: &Policy) -> CaseComparison {
         let measured = |case: &&&SessionCase| case.disposition == Disposition::Measured;
@@ -297,10 +316,9 @@ fn judge_latency(
     let rounds = |cases: &[&SessionCase]| cases.iter().map(|case| case.round_ns.clone()).collect::<Vec<_>>();
     let value =
         |sessions: &[Vec<f64>]| median(&sessions.iter().filter_map(|rounds| median(rounds)).collect::<Vec<_>>());
-    let both = |case: &CaseComparison| [case.base, case.head] == [Some(Disposition::Measured); 2];
     let mut judged = Vec::new();
     let mut stored = Vec::new();
-    for (index, case) in cases.iter_mut().enumerate().filter(|(_, case)| both(case)) {
+    for (index, case) in cases.iter_mut().enumerate().filter(|(_, case)| case.was_measured_on_both()) {
         let side = &sides[&case.key];
         let provider = case.key.case_id.split('/').next().unwrap_or_default();
         let stored_case = StoredCase {
@@ -309,17 +327,14 @@ fn judge_latency(
             head: rounds(&side.head),
             drift: drift.get(provider).map_or(0.0, |drift| drift.log_ratio),
         };
-        let flagged = [("base", &side.base), ("head", &side.head)]
-            .into_iter()
-            .find_map(|(name, cases)| Some((name, cases.iter().find_map(|case| case.flags.first())?)));
-        if let Some((name, flag)) = flagged {
+        if let Some(doubt) = side.doubt() {
             case.metrics.insert(
                 0,
                 MetricComparison {
                     metric: LATENCY.to_owned(),
                     base: value(&stored_case.base),
                     head: value(&stored_case.head),
-                    finding: Finding::bare(Verdict::Inconclusive, format!("{flag} (on {name})")),
+                    finding: Finding::bare(Verdict::Inconclusive, doubt),
                 },
             );
         } else {
@@ -356,7 +371,7 @@ fn refuse(cases: &mut [CaseComparison], fingerprint: &[Difference]) {
 impl CaseComparison {
     /// Takes the verdict of the metric that matters most. Improvements elsewhere excuse no regression, and memory and
     /// accuracy that stay the same decide nothing about latency.
-    fn conclude(&mut self) {
+    pub(crate) fn conclude(&mut self) {
         if let Some(worst) = self.metrics.iter().min_by_key(|metric| metric.finding.verdict) {
             self.verdict = worst.finding.verdict;
             self.reason = format!("{}: {}", worst.metric, worst.finding.reason);

@@ -79,7 +79,7 @@ impl<'a> Simulation<'a> {
     fn smallest(&self, screen: &[f64], confirm: &[f64], calibrated_error: Option<f64>) -> Option<f64> {
         let confirm_sum = (*self.confirm_sums.get(confirm.len())?)?;
         let above_floor =
-            floor(self.policy, confirm, calibrated_error) - hodges_lehmann::one_sample_estimate(confirm)?;
+            floor(self.policy.floor, self.policy, confirm, calibrated_error) - hodges_lehmann::one_sample_estimate(confirm)?;
         let look = look_pairs(self.policy);
         let mut effect = raised(above_floor, confirm, confirm_sum);
         effect = raised(effect, screen, self.screen_sums[usize::from(screen.len() > self.policy.screen_pairs)]);

@@ -1,7 +1,10 @@
 //! The gate: pass, fail or undecided.
 
+pub mod acceptance;
 pub mod budget;
+pub mod calibration;
 pub mod controls;
+pub mod drive;
 pub mod exit;
 pub mod families;
 mod mde;

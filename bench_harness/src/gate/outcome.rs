@@ -3,11 +3,19 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use std::collections::BTreeMap;
+
+use super::acceptance::{self, Acceptance, Accepted};
 use super::exit::Exit;
+use super::families::{self, FamilyFinding};
+use super::plan::PairedCase;
 use super::policy::Policy;
+use super::controls;
+use crate::case::CaseKey;
+use crate::compare::pairs::compare_pairs;
 use crate::compare::verdict::percent;
-use crate::compare::{Baseline, BaselineError, Comparison, Verdict, compare};
-use crate::record::Record;
+use crate::compare::{Baseline, BaselineError, CaseComparison, Comparison, Finding, Verdict, compare};
+use crate::record::{Disposition, Record};
 use crate::stats::quantile::median;
 
 /// What a gate came to.
@@ -25,8 +33,38 @@ pub struct GateReport {
     pub eligible: usize,
     /// Median over cases of the smallest slowdown that would have been found; 0.02 is 2 %.
     pub median_mde: Option<f64>,
+    /// Regressions that were let through, since somebody decided to live with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<Accepted>,
+    /// Families of cases, where they were measured in pairs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub families: Vec<FamilyFinding>,
     /// Verdict by verdict.
     pub comparison: Comparison,
+}
+
+/// What a comparison in pairs came to, before anything is said of it.
+pub struct PairResults<'a> {
+    /// What was seen of base.
+    pub base: &'a Baseline,
+    /// What was seen of head.
+    pub head: &'a Baseline,
+    /// The pairs of each case.
+    pub pairs: &'a [PairedCase],
+    /// What the state machine found of each.
+    pub findings: Vec<Finding>,
+    /// Log ratios of the controls beside head to those beside base.
+    pub control_ratios: &'a [f64],
+    /// As above, measured by the sides' own workers, where their timing sources differ.
+    pub timing_ratios: &'a [f64],
+    /// Cases of base's suite that head's no longer has.
+    pub removed: &'a [CaseKey],
+    /// Acceptances that count now.
+    pub acceptances: &'a [Acceptance],
+    /// What else a reader should know.
+    pub notes: Vec<String>,
+    /// Whether every case got the pairs that a decision needs.
+    pub is_complete: bool,
 }
 
 /// Judges runs of head, usually one, against a stored baseline. `strict` makes every inconclusive case count.
@@ -45,8 +83,60 @@ pub fn judge(
     Ok(report(comparison, is_complete, policy, strict))
 }
 
+/// Judges pairs: latency by the state machine's findings, everything else as ever, families, controls, acceptances.
+pub fn judge_pairs(results: PairResults<'_>, policy: &Policy, strict: bool) -> GateReport {
+    let doubt = controls::difference(results.control_ratios, policy)
+        .map(|how| format!("the controls, which no commit can change, are {how}"))
+        .or_else(|| {
+            let how = controls::difference(results.timing_ratios, policy)?;
+            Some(format!("the sources that time differ, and measure controls {how}"))
+        });
+    let keys = results.pairs.iter().map(|pairs| pairs.key.clone());
+    let findings: BTreeMap<CaseKey, Finding> = match &doubt {
+        None => keys.zip(results.findings).collect(),
+        Some(doubt) => keys.map(|key| (key, Finding::bare(Verdict::NotComparable, doubt.clone()))).collect(),
+    };
+    let mut comparison = compare_pairs(results.base, results.head, policy, &findings);
+    comparison.cases.extend(results.removed.iter().map(|key| removed(key, policy)));
+    comparison.notes.extend(results.notes);
+    let accepted = acceptance::apply(&mut comparison, results.acceptances);
+    // A loss that was accepted is no part of a family's.
+    let let_through: Vec<&String> = accepted.iter().flat_map(|accepted| &accepted.cases).collect();
+    let counted: Vec<PairedCase> =
+        results.pairs.iter().filter(|pairs| !let_through.contains(&&pairs.key.to_string())).cloned().collect();
+    let families = if doubt.is_some() { Vec::new() } else { families::judge(policy, &counted) };
+    report_all(comparison, families, accepted, results.is_complete, policy, strict)
+}
+
+fn removed(key: &CaseKey, policy: &Policy) -> CaseComparison {
+    let (verdict, reason) = if policy.accept_removed {
+        (Verdict::Unchanged, "removed, as accepted")
+    } else {
+        (Verdict::Regressed, "removed: head's suite no longer has it")
+    };
+    CaseComparison {
+        key: key.clone(),
+        base: Some(Disposition::Skipped),
+        head: None,
+        verdict,
+        reason: reason.to_owned(),
+        metrics: Vec::new(),
+    }
+}
+
 /// The outcome of a comparison; `is_complete` tells whether head's runs reached every planned round.
 pub fn report(comparison: Comparison, is_complete: bool, policy: &Policy, strict: bool) -> GateReport {
+    report_all(comparison, Vec::new(), Vec::new(), is_complete, policy, strict)
+}
+
+fn report_all(
+    comparison: Comparison,
+    families: Vec<FamilyFinding>,
+    accepted: Vec<Accepted>,
+    is_complete: bool,
+    policy: &Policy,
+    strict: bool,
+) -> GateReport {
     let eligible: Vec<_> = comparison.cases.iter().filter(|case| case.is_eligible()).collect();
     let judged = eligible.iter().filter(|case| case.verdict.is_decided()).count();
     let mdes: Vec<f64> = eligible
@@ -66,6 +156,10 @@ pub fn report(comparison: Comparison, is_complete: bool, policy: &Policy, strict
     let mut causes: Vec<(Exit, String)> = Vec::new();
     if regressed > 0 {
         causes.push((Exit::Regression, format!("{} regressed", cases(regressed))));
+    }
+    for family in families.iter().filter(|family| family.finding.verdict == Verdict::Regressed) {
+        let (name, count, reason) = (&family.family, family.cases, &family.finding.reason);
+        causes.push((Exit::Regression, format!("the {} of {name} together are {reason}", cases(count))));
     }
     if failed > 0 {
         causes.push((Exit::Failed, format!("{} failed on both sides", cases(failed))));
@@ -99,6 +193,8 @@ pub fn report(comparison: Comparison, is_complete: bool, policy: &Policy, strict
         judged,
         eligible: eligible.len(),
         median_mde,
+        accepted,
+        families,
         comparison,
     }
 }

@@ -12,13 +12,13 @@
 //! 3. *Extra.* What is still open gets `extra_pairs` at a time up to `max_pairs`, while measuring is possible. These may
 //!    show that a case is `unchanged`, never that it regressed.
 //!
-//! Families of cases go through the first two stages as their mean does ([`super::families`]).
+//! Families of cases go through the first two stages as their means do ([`super::families`]).
 //!
 //! Stored sessions are the simplest use: nothing can be measured again, so the answer is always a decision.
 
 pub use super::mde::mde;
 
-use super::families::Families;
+use super::families;
 use super::mde::Simulation;
 use super::policy::Policy;
 use super::stages::{Screen, look_pairs, screen_pairs};
@@ -80,7 +80,7 @@ pub fn next(policy: &Policy, evidence: &Evidence<'_>) -> Step {
 
 fn next_pairs(policy: &Policy, cases: &[PairedCase], may_measure: bool) -> Step {
     let screened: Vec<Screen> = cases.iter().map(|case| Screen::of(&case.log_ratios, policy)).collect();
-    let by_family = Families::of(policy, cases).wanted(policy, cases);
+    let by_family = families::wanted(policy, cases);
     let wanted = |i: usize| screened[i].wanted(&cases[i].log_ratios, policy).max(by_family[i]);
     if may_measure {
         let incomplete = |i: &usize| screened[*i] == Screen::Incomplete;
@@ -172,7 +172,7 @@ impl<'a> Decision<'a> {
 
     fn verdict(&self, i: usize, estimate: f64, told: &[f64]) -> (Verdict, String) {
         let (case, policy) = (&self.cases[i], self.policy);
-        let floor = floor(policy, told, case.calibrated_error);
+        let floor = floor(policy.floor, policy, told, case.calibrated_error);
         let pairs = told.len();
         if self.confirmed[i] && estimate.abs() > floor {
             let verdict = if self.screened[i] == Screen::Slower { Verdict::Regressed } else { Verdict::Improved };
@@ -214,8 +214,8 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// The smallest log ratio that may be called a change.
-pub(super) fn floor(policy: &Policy, pairs: &[f64], calibrated_error: Option<f64>) -> f64 {
+/// The smallest log ratio that may be called a change: `least`, or what two builds of one commit may differ by.
+pub(super) fn floor(least: f64, policy: &Policy, pairs: &[f64], calibrated_error: Option<f64>) -> f64 {
     let own = || standard_deviation(pairs).map_or(0.0, |deviation| deviation / (pairs.len() as f64).sqrt());
-    policy.floor.ln_1p().max(policy.floor_standard_errors * calibrated_error.unwrap_or_else(own))
+    least.ln_1p().max(policy.floor_standard_errors * calibrated_error.unwrap_or_else(own))
 }

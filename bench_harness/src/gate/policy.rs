@@ -40,14 +40,20 @@ pub struct Policy {
 
     /// A/B: share of the families called regressed that may be wrong.
     pub family_false_discovery_rate: f64,
-    /// A/B: a family's mean slowdown below this is no regression; half of it is worth a confirmation.
-    pub family_floor: f64,
     /// A/B: one-sided p at which a family goes on to confirmation.
     pub family_screen_p: f64,
-    /// A/B: chance of calling the machine another one for head than for base where it was not.
-    pub control_p: f64,
-    /// A/B: controls that differ by less never do so.
+    /// A/B: a change of a family's mean smaller than this is no regression.
+    pub family_floor: f64,
+    /// A/B: two-sided p at which the controls beside base and head differ,
+    pub control_alpha: f64,
+    /// A/B: provided that they do so by more than this.
     pub control_floor: f64,
+    /// A/B: seconds of measuring, after which no further pairs start.
+    pub budget_s: u64,
+    /// A/B: samples of a case in a pair, on either side, at most.
+    pub pair_samples: u32,
+    /// A/B: input seeds that rounds rotate over, for the accuracy.
+    pub input_seeds: u32,
 
     /// Stored baselines: sessions on either side from which sessions are tested against sessions.
     pub min_sessions: usize,
@@ -99,10 +105,13 @@ impl Default for Policy {
             extra_pairs: 8,
             max_pairs: 56,
             family_false_discovery_rate: 0.005,
+            family_screen_p: 0.02,
             family_floor: 0.005,
-            family_screen_p: 0.05,
-            control_p: 0.005,
+            control_alpha: 0.005,
             control_floor: 0.005,
+            budget_s: 1800,
+            pair_samples: 20,
+            input_seeds: 8,
             min_sessions: 5,
             gross_threshold: 0.08,
             gross_standard_errors: 5.0,
@@ -163,9 +172,9 @@ impl Policy {
     pub fn check(&self) -> Result<(), PolicyError> {
         let effects = [
             ("floor", self.floor),
-            ("margin", self.margin),
             ("family_floor", self.family_floor),
             ("control_floor", self.control_floor),
+            ("margin", self.margin),
             ("gross_threshold", self.gross_threshold),
             ("max_drift", self.max_drift),
             ("memory_share", self.memory_share),
@@ -174,16 +183,17 @@ impl Policy {
             ("floor_standard_errors", self.floor_standard_errors),
             ("gross_standard_errors", self.gross_standard_errors),
         ];
-        let shares = [
-            ("false_discovery_rate", self.false_discovery_rate),
-            ("family_false_discovery_rate", self.family_false_discovery_rate),
-            ("screen_p", self.screen_p),
-            ("screen_p_faster", self.screen_p_faster),
-            ("look_p", self.look_p),
-            ("family_screen_p", self.family_screen_p),
-            ("control_p", self.control_p),
-            ("power", self.power),
-        ];
+        let shares =
+            [
+                ("false_discovery_rate", self.false_discovery_rate),
+                ("screen_p", self.screen_p),
+                ("screen_p_faster", self.screen_p_faster),
+                ("look_p", self.look_p),
+                ("family_false_discovery_rate", self.family_false_discovery_rate),
+                ("family_screen_p", self.family_screen_p),
+                ("control_alpha", self.control_alpha),
+                ("power", self.power),
+            ];
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),
@@ -191,6 +201,8 @@ impl Policy {
             ("extra_pairs", self.extra_pairs),
             ("max_pairs", self.max_pairs),
             ("min_sessions", self.min_sessions),
+            ("pair_samples", self.pair_samples as usize),
+            ("input_seeds", self.input_seeds as usize),
         ];
         let bad = |field, value: String, expected| Err(PolicyError::OutOfRange { field, value, expected });
         for (field, value) in effects {
@@ -207,6 +219,12 @@ impl Policy {
             if !(1..=10_000).contains(&value) {
                 return bad(field, value.to_string(), "between 1 and 10000");
             }
+        }
+        if !(1..=1_000_000).contains(&self.budget_s) {
+            return bad("budget_s", self.budget_s.to_string(), "between 1 and 1000000");
+        }
+        if self.pair_samples < 4 {
+            return bad("pair_samples", self.pair_samples.to_string(), "between 4 and 10000");
         }
         if self.simulations > 10_000 {
             return bad("simulations", self.simulations.to_string(), "at most 10000");

@@ -4,9 +4,6 @@
 //! that was selected by chance has earned nothing for the next. The look in the middle of the confirmation only gives up:
 //! it can turn a discovery into none, never the other way round, so it needs no share of the false alarms.
 
-use rand::SeedableRng;
-use rand_pcg::Pcg64;
-
 use super::policy::Policy;
 use crate::stats::Alternative;
 use crate::stats::noise::standard_deviation;
@@ -25,9 +22,9 @@ impl Screen {
     /// Of the pairs of a case. Improvements fail no gate, so fewer of them are worth a confirmation.
     pub(super) fn of(pairs: &[f64], policy: &Policy) -> Screen {
         let Some(pairs) = pairs.get(..screen_pairs(pairs, policy)) else { return Screen::Incomplete };
-        if p_value(pairs, Alternative::Greater, policy) <= policy.screen_p {
+        if p_value(pairs, Alternative::Greater) <= policy.screen_p {
             Screen::Slower
-        } else if p_value(pairs, Alternative::Less, policy) <= policy.screen_p_faster {
+        } else if p_value(pairs, Alternative::Less) <= policy.screen_p_faster {
             Screen::Faster
         } else {
             Screen::Passed
@@ -78,14 +75,14 @@ impl Screen {
         else {
             return false;
         };
-        look.len() < policy.confirm_pairs && p_value(look, alternative, policy) > policy.look_p
+        look.len() < policy.confirm_pairs && p_value(look, alternative) > policy.look_p
     }
 
     /// One-sided p of the confirmation; 1 where there is none or it was given up.
     pub(super) fn confirmed_p(self, pairs: &[f64], policy: &Policy) -> f64 {
         match self.alternative() {
             Some(alternative) if !self.is_futile(pairs, policy) => {
-                p_value(self.confirmation(pairs, policy), alternative, policy)
+                p_value(self.confirmation(pairs, policy), alternative)
             }
             _ => 1.0,
         }
@@ -121,8 +118,7 @@ pub(super) fn look_pairs(policy: &Policy) -> usize {
     policy.look_pairs.min(policy.confirm_pairs)
 }
 
-/// The p-value of some pairs. A generator of its own for each keeps a verdict independent of the other cases.
-pub(super) fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
-    let draws = (100.0 / policy.false_discovery_rate).ceil() as usize * 100;
-    CappedRanks::new(pairs.len()).p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
+/// The p-value of some pairs.
+pub(super) fn p_value(pairs: &[f64], alternative: Alternative) -> f64 {
+    CappedRanks::new(pairs.len()).p_value(pairs, alternative)
 }

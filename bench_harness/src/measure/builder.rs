@@ -31,7 +31,8 @@ impl RecordBuilder {
     /// Adds what an entry tells. Entries of cases that are not planned are ignored: the plan's hash excludes them.
     pub fn add(&mut self, entry: &Entry) {
         let time = match entry {
-            Entry::Header(_) => return,
+            // Pairs belong to two records, and are split where both are known.
+            Entry::Header(_) | Entry::Pair(_) | Entry::PairControls(_) => return,
             Entry::Case { key, round, time } => {
                 if let Some(&index) = self.index.get(key) {
                     self.cases[index].rounds.push(round.clone());

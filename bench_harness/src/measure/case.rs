@@ -17,7 +17,9 @@ use crate::record::{CaseRound, Disposition, MemoryReport, TimeSpent, Verificatio
 use crate::stats::stopping;
 use crate::suite::PlannedCase;
 use crate::worker::client::{Failure, Worker};
-use crate::worker::protocol::{CaseRequest, Done, ErrorKind, Measure, Measured, Prepare, Prepared, Request, Sample};
+use crate::worker::protocol::{
+    CaseRequest, Done, ErrorKind, Measure, Measured, Prepare, Prepared, Request, SLOWDOWN_VERSION, Sample, WorkerError,
+};
 
 /// Input buffers that calls rotate over, where memory allows.
 const SLOTS: u64 = 2;
@@ -201,6 +203,10 @@ impl<'a> Attempt<'a> {
     }
 
     fn prepare(&mut self) -> Result<(), Stop> {
+        if self.planned.slowdown != 0.0 && self.worker.hello.protocol < SLOWDOWN_VERSION {
+            let reason = "the worker is of a build that cannot slow kernels down for a calibration";
+            return Err(Failure::from(WorkerError::new(ErrorKind::Unsupported, reason)).into());
+        }
         let problem = &self.planned.case.problem;
         let available_bytes = available_bytes();
         let tensor_bytes = attn_kernels::input::tensor_bytes(problem);
@@ -221,6 +227,7 @@ impl<'a> Attempt<'a> {
                 inputs,
                 slots,
                 available_bytes,
+                slowdown: self.planned.slowdown,
             }),
             timeout(self.planned),
         )?;

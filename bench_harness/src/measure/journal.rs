@@ -64,6 +64,44 @@ pub enum Entry {
         /// Where the time went.
         time: TimeSpent,
     },
+    /// A case in a round of base against head.
+    Pair(PairEntry),
+    /// The controls right after base's turn and after head's.
+    PairControls(PairControls),
+}
+
+/// What one round of base against head saw of a case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairEntry {
+    /// Which case.
+    pub key: CaseKey,
+    /// Share of time that a calibration added on head.
+    #[serde(default)]
+    pub slowdown: f64,
+    /// The round.
+    pub round: u32,
+    /// What the coin said.
+    pub head_first: bool,
+    /// What was seen of base; nothing of a case that it does not have.
+    pub base: Option<CaseRound>,
+    /// What was seen of head.
+    pub head: CaseRound,
+    /// Where the time went.
+    pub time: TimeSpent,
+}
+
+/// What one round of base against head saw of the controls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairControls {
+    /// The round.
+    pub round: u32,
+    /// Measured by base's and head's own workers, because their timing sources differ, instead of the coordinator's.
+    #[serde(default)]
+    pub by_own_workers: bool,
+    /// Work of a sample and samples, one a control, after base's turn.
+    pub base: Vec<(u64, Vec<f64>)>,
+    /// After head's.
+    pub head: Vec<(u64, Vec<f64>)>,
 }
 
 /// Why a journal cannot be used.

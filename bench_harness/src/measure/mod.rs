@@ -8,5 +8,6 @@ pub mod builder;
 pub mod case;
 pub mod controls;
 pub mod journal;
+pub mod pairs;
 pub mod run;
 pub mod verify;

@@ -24,11 +24,11 @@ use crate::worker::client::{Failure, Worker, WorkerCommand};
 use crate::worker::protocol::{ControlSamples, ErrorKind, Request, WorkerError};
 
 /// How long a worker may take to start.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a control may take.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CONTROL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Starts of one provider's worker that may fail in a row before its cases are given up.
-const MAX_FAILED_STARTS: u32 = 2;
+pub(super) const MAX_FAILED_STARTS: u32 = 2;
 
 /// Who wants to know how the run goes. Every method has a default that does nothing.
 pub trait Observer {

@@ -96,7 +96,7 @@ fn expand_matrix(matrix: &RawMatrix, environment: &Environment<'_>) -> Result<Ve
                 match &checked {
                     Ok(()) => {
                         let matrix = matrix.name.clone();
-                        cases.push(PlannedCase { case, matrix, threads, settings: settings.clone() });
+                        cases.push(PlannedCase { case, matrix, threads, settings: settings.clone(), slowdown: 0.0 });
                     }
                     Err(reason) => {
                         first_invalid.get_or_insert_with(|| format!("`{}` does not exist: {reason}", problem.id()));

@@ -79,6 +79,8 @@ pub struct PlannedCase {
     pub threads: usize,
     /// How.
     pub settings: MeasureSettings,
+    /// Share of its time that a calibration has a worker add to each call; 0 in all other uses.
+    pub slowdown: f64,
 }
 
 impl PlannedCase {

@@ -28,6 +28,15 @@ pub struct WorkerCommand {
     pub argv: Vec<String>,
 }
 
+/// What is set around a worker beside its command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Environment variables.
+    pub variables: Vec<(String, String)>,
+    /// Whether it is somebody else's code, which gets no variable that looks like a secret.
+    pub is_untrusted: bool,
+}
+
 /// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -140,12 +149,26 @@ pub struct Worker {
 impl Worker {
     /// Starts a worker and shakes hands. `stop` makes a waiting request return [`Failure::Interrupted`].
     pub fn spawn(command: &WorkerCommand, stop: Arc<AtomicBool>, timeout: Duration) -> Result<Worker, Failure> {
+        Worker::spawn_in(command, &Surroundings::default(), stop, timeout)
+    }
+
+    /// [`Worker::spawn`] with what is set around it.
+    pub fn spawn_in(
+        command: &WorkerCommand,
+        surroundings: &Surroundings,
+        stop: Arc<AtomicBool>,
+        timeout: Duration,
+    ) -> Result<Worker, Failure> {
         let provider = command.provider.clone();
         let crashed = |how: String| Failure::Crashed { provider: provider.clone(), how, stderr: String::new() };
         let (program, arguments) =
             command.argv.split_first().ok_or_else(|| crashed("has an empty command".to_owned()))?;
         let mut builder = Command::new(program);
         builder.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        if surroundings.is_untrusted {
+            super::environment::without_secrets(&mut builder);
+        }
+        builder.envs(surroundings.variables.iter().map(|(name, value)| (name, value)));
         #[cfg(target_os = "linux")]
         // SAFETY: prctl is async-signal-safe and touches no memory of the parent.
         unsafe {

@@ -115,6 +115,8 @@ struct CpuCase {
     /// Live bytes of tensors before planning, and the highest mark seen in planning and in calls.
     base_bytes: Option<usize>,
     peak_bytes: Option<usize>,
+    /// What a calibration adds to each call, as a share of it.
+    slowdown: f64,
 }
 
 impl CpuCase {
@@ -183,6 +185,7 @@ impl CpuCase {
             flusher: None,
             base_bytes,
             peak_bytes,
+            slowdown: prepare.slowdown.clamp(0.0, 100.0),
         };
         let start = Instant::now();
         for set in 0..slot_count {
@@ -267,7 +270,7 @@ impl PreparedCase for CpuCase {
                 self.poisoned.iter_mut().for_each(|(_, tensor)| tensor.poison());
                 measured.inputs_ns += elapsed_ns(start);
             }
-            let CpuCase { pool, plan, slots, outputs, poisoned, flusher, .. } = self;
+            let CpuCase { pool, plan, slots, outputs, poisoned, flusher, slowdown, .. } = self;
             let inputs = &slots[slot].inputs;
             let outputs = if is_poisoned { poisoned } else { outputs };
             if measure.mode == Mode::Cold {
@@ -282,6 +285,12 @@ impl PreparedCase for CpuCase {
                 pool.install(|| {
                     let start = Instant::now();
                     plan.run(inputs, outputs);
+                    if *slowdown > 0.0 {
+                        let until = start.elapsed().mul_f64(1.0 + *slowdown);
+                        while start.elapsed() < until {
+                            std::hint::spin_loop();
+                        }
+                    }
                     start.elapsed()
                 })
             });

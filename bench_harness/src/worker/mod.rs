@@ -6,6 +6,7 @@
 pub mod adapters;
 pub mod client;
 pub mod cpu;
+pub mod environment;
 pub mod protocol;
 pub mod provider;
 pub mod server;

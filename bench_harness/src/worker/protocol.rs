@@ -15,8 +15,12 @@ use serde::{Deserialize, Serialize};
 use crate::case::Mode;
 use crate::record::{ControlKind, MemoryReport};
 
-/// Major and minor version. A worker of another major version is refused; minor versions only add.
-pub const PROTOCOL_VERSION: (u32, u32) = (1, 0);
+/// Major and minor version. A worker of another major version is refused; minor versions only add, so that a coordinator
+/// and workers of other commits understand each other.
+pub const PROTOCOL_VERSION: (u32, u32) = (1, 1);
+
+/// The first version whose workers know [`Prepare::slowdown`].
+pub const SLOWDOWN_VERSION: (u32, u32) = (1, 1);
 
 /// Longest line that either side accepts, in bytes.
 pub const MAX_LINE_BYTES: usize = 16 << 20;
@@ -93,6 +97,14 @@ pub struct Prepare {
     pub slots: u64,
     /// Host memory that inputs, outputs and workspaces may take, in bytes.
     pub available_bytes: u64,
+    /// Share of each call's time that the worker spends busily on top, within what it times: 0.05 makes a kernel 5 %
+    /// slower. Only calibrations ask for it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub slowdown: f64,
+}
+
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
 }
 
 /// A batch of calls.

@@ -1,13 +1,14 @@
 //! A simulated gate: the state machine, families, controls, memory and accuracy as a real one, on a simulated machine.
 
+use std::convert::Infallible;
+
 use attn_kernels::tensor::TensorName;
 use attnbench::case::{CaseKey, Mode};
-use attnbench::compare::{CaseComparison, Comparison, MetricComparison, SessionCase, SessionError, Side, Verdict, exact};
-use attnbench::gate::controls::{self, PairedControl};
+use attnbench::compare::{BASELINE_VERSION, Baseline, MetricComparison, Session, SessionCase, SessionError, Verdict};
+use attnbench::gate::drive::{PairSource, drive};
 use attnbench::gate::exit::Exit;
-use attnbench::gate::families;
-use attnbench::gate::outcome::report;
-use attnbench::gate::plan::{self, Evidence, PairedCase, Step};
+use attnbench::gate::outcome::{PairResults, judge_pairs};
+use attnbench::gate::plan::PairedCase;
 use attnbench::gate::policy::Policy;
 use attnbench::record::Disposition;
 use rand::RngExt;
@@ -52,85 +53,80 @@ pub(crate) struct Outcome {
 /// A gate of [`CASES`] cases, each slower on head by its slowdown in log time.
 pub(crate) fn gate(noise: Noise, slowdowns: &[f64], policy: &Policy, seed: u64) -> Outcome {
     assert_eq!(slowdowns.len(), CASES);
-    let mut machine = Machine::new(noise, CASES + CONTROLS, seed);
-    let mut cases: Vec<PairedCase> = (0..CASES).map(paired_case).collect();
-    let mut controls: Vec<PairedControl> =
-        (0..CONTROLS).map(|i| PairedControl { name: format!("control {i}"), log_ratios: vec![] }).collect();
-    let findings = loop {
-        match plan::next(policy, &Evidence::Pairs { cases: &cases, may_measure: true }) {
-            Step::Decided(findings) => break findings,
-            Step::Measure { cases: which, pairs } => {
-                for _ in 0..pairs {
-                    round(&mut machine, &which, slowdowns, &mut cases, &mut controls);
-                }
-            }
-        }
+    let mut simulated = Simulated {
+        machine: Machine::new(noise, CASES + CONTROLS, seed),
+        slowdowns,
+        cases: (0..CASES).map(paired_case).collect(),
+        control_ratios: Vec::new(),
     };
-    let families = families::judge(policy, &cases);
-    let machine_is_same = controls::judge(policy, &controls).is_comparable;
-
-    let mut slower = Vec::new();
-    let mut other_metric = false;
-    let mut compared = Vec::with_capacity(CASES);
-    for (i, (case, finding)) in cases.iter().zip(findings).enumerate() {
-        if finding.verdict == Verdict::Regressed {
-            slower.push(i);
-        }
-        let latency = MetricComparison { metric: "latency_ns_median".into(), base: None, head: None, finding };
-        let others = other_metrics(&case.key, machine.rng(), policy);
-        other_metric |= others.iter().any(|metric| metric.finding.verdict == Verdict::Regressed);
-        compared.push(comparison(case.key.clone(), [vec![latency], others].concat()));
-    }
-    let side = || Side { suite: "simulated".into(), runs: vec![], commits: vec![] };
-    let comparison = Comparison {
-        base: side(),
-        head: side(),
-        fingerprint: vec![],
-        provenance: vec![],
-        drift: Default::default(),
+    let Ok(findings) = drive(policy, &mut simulated);
+    let slower: Vec<usize> =
+        (0..CASES).filter(|&case| findings[case].verdict == Verdict::Regressed).collect();
+    let Simulated { mut machine, cases, control_ratios, .. } = simulated;
+    let (base, head) = (side(&cases, machine.rng()), side(&cases, machine.rng()));
+    let results = PairResults {
+        base: &base,
+        head: &head,
+        pairs: &cases,
+        findings,
+        control_ratios: &control_ratios,
+        timing_ratios: &[],
+        removed: &[],
+        acceptances: &[],
         notes: vec![],
-        cases: compared,
+        is_complete: true,
     };
-    let report = report(comparison, true, policy, false);
-    let family_regressed = families.iter().any(|family| family.finding.verdict == Verdict::Regressed);
-    let exit = report
-        .exit()
-        .and(if family_regressed { Exit::Regression } else { Exit::Pass })
-        .and(if machine_is_same { Exit::Pass } else { Exit::NotComparable });
+    let report = judge_pairs(results, policy, false);
+    let is_regressed = |metric: &MetricComparison| metric.finding.verdict == Verdict::Regressed;
+    let mut metrics = report.comparison.cases.iter().flat_map(|case| &case.metrics);
+    let says = |what: &str| report.causes.iter().any(|cause| cause.contains(what));
     Outcome {
-        exit,
+        exit: report.exit(),
         slower,
-        family_regressed,
-        controls_differ: !machine_is_same,
+        family_regressed: report.families.iter().any(|family| family.finding.verdict == Verdict::Regressed),
+        controls_differ: says("not comparable"),
         undecided: report.exit() == Exit::Undecided,
-        other_metric,
+        other_metric: metrics.any(|metric| metric.metric != "latency_ns_median" && is_regressed(metric)),
         pairs: cases.iter().map(|case| case.log_ratios.len()).sum(),
         median_mde: report.median_mde,
     }
 }
 
-/// One round of some cases in a shuffled order, with the controls.
-fn round(
-    machine: &mut Machine,
-    which: &[usize],
-    slowdowns: &[f64],
-    cases: &mut [PairedCase],
-    controls: &mut [PairedControl],
-) {
-    machine.start_round();
-    let mut order = which.to_vec();
-    for place in (1..order.len()).rev() {
-        let other = machine.rng().random_range(0..=place);
-        order.swap(place, other);
+/// What stands in for workers.
+struct Simulated<'a> {
+    machine: Machine,
+    slowdowns: &'a [f64],
+    cases: Vec<PairedCase>,
+    control_ratios: Vec<f64>,
+}
+
+impl PairSource for Simulated<'_> {
+    type Error = Infallible;
+
+    fn cases(&self) -> &[PairedCase] {
+        &self.cases
     }
-    for case in order {
-        let pair = machine.pair(case);
-        cases[case].log_ratios.push(slowdowns[case] + pair);
+
+    fn may_measure(&self) -> bool {
+        true
     }
-    for (i, control) in controls.iter_mut().enumerate() {
-        // Controls run in the coordinator, whose speed is no worker's.
-        let pair = machine.control_pair(CASES + i);
-        control.log_ratios.push(pair);
+
+    /// Rounds of these cases in a shuffled order, with the controls.
+    fn measure(&mut self, cases: &[usize], pairs: usize) -> Result<(), Infallible> {
+        for _ in 0..pairs {
+            self.machine.start_round();
+            let mut order = cases.to_vec();
+            for place in (1..order.len()).rev() {
+                let other = self.machine.rng().random_range(0..=place);
+                order.swap(place, other);
+            }
+            for case in order {
+                let ratio = self.slowdowns[case] + self.machine.pair(case);
+                self.cases[case].log_ratios.push(ratio);
+            }
+            self.control_ratios.extend((0..CONTROLS).map(|control| self.machine.control_pair(CASES + control)));
+        }
+        Ok(())
     }
 }
 
@@ -140,13 +136,13 @@ fn paired_case(index: usize) -> PairedCase {
     PairedCase { key, log_ratios: vec![], calibrated_error: None, is_closed: false }
 }
 
-/// Memory and accuracy of a case on two sides that do not differ: a few pages more or less, and errors of other inputs.
-fn other_metrics(key: &CaseKey, rng: &mut Pcg64, policy: &Policy) -> Vec<MetricComparison> {
-    let mut side = || SessionCase {
-        key: key.clone(),
+/// All that one of two sides has beside latency, which do not differ: a few pages more or less, and errors of other inputs.
+fn side(cases: &[PairedCase], rng: &mut Pcg64) -> Baseline {
+    let mut case = |case: &PairedCase| SessionCase {
+        key: case.key.clone(),
         disposition: Disposition::Measured,
         reason: None,
-        round_ns: vec![],
+        round_ns: vec![1e6; 8],
         extra_peak_bytes: Some((1 << 20, (1 << 20) + rng.random_range(0..16u64 << 10))),
         errors: [(
             TensorName::O,
@@ -155,25 +151,23 @@ fn other_metrics(key: &CaseKey, rng: &mut Pcg64, policy: &Policy) -> Vec<MetricC
         .into(),
         flags: vec![],
     };
-    let (base, head) = (side(), side());
-    let (base, head) = ([&base], [&head]);
-    let compared =
-        [("extra_peak_bytes", exact::memory(&base, &head, policy)), ("relative_l2", exact::accuracy(&base, &head, policy))];
-    let named = |(name, compared): (&str, Option<_>)| {
-        let (base, head, finding) = compared?;
-        Some(MetricComparison { metric: name.into(), base: Some(base), head: Some(head), finding })
+    let session = Session {
+        run_id: "simulated".into(),
+        date: "2026-01-01T00:00:00Z".into(),
+        commit: None,
+        dirty: false,
+        suite_hash: "00".into(),
+        complete: true,
+        device_shared: false,
+        provenance: Default::default(),
+        controls: vec![],
+        cases: cases.iter().map(&mut case).collect(),
     };
-    compared.into_iter().filter_map(named).collect()
-}
-
-fn comparison(key: CaseKey, metrics: Vec<MetricComparison>) -> CaseComparison {
-    let worst = metrics.iter().min_by_key(|metric| metric.finding.verdict).expect("there is latency");
-    CaseComparison {
-        key,
-        base: Some(Disposition::Measured),
-        head: Some(Disposition::Measured),
-        verdict: worst.finding.verdict,
-        reason: worst.finding.reason.clone(),
-        metrics,
+    Baseline {
+        baseline_version: BASELINE_VERSION,
+        device: "simulated".into(),
+        suite: "simulated".into(),
+        fingerprint: Default::default(),
+        sessions: vec![session],
     }
 }

@@ -1,6 +1,6 @@
 //! A worker whose kernels cheat or fail, each in one way: every one of them must be caught.
 //!
-//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000]`. All kernels start from `cpu/flash`. Some are honest:
+//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--old]`. All kernels start from `cpu/flash`. Some are honest:
 //! `slowed` takes longer by the given share and `spins` for the given time at least, for testing that slowdowns are found
 //! and times are right; `slow_plan` takes a while to plan, which must not count.
 
@@ -15,6 +15,10 @@ use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 use attnbench::device::cpu::allocator::CountingAllocator;
 use attnbench::worker::cpu::CpuProvider;
+use attnbench::worker::protocol::{
+    CaseRequest, Control, ControlSamples, Hello, KernelInfo, Prepare, Prepared, WorkerError,
+};
+use attnbench::worker::provider::{PreparedCase, Provider};
 use attnbench::worker::server::serve;
 
 #[global_allocator]
@@ -308,5 +312,36 @@ fn main() -> std::io::Result<()> {
     for &(name, trick) in tricks {
         kernels.push(Box::leak(Box::new(Trickster { name, trick })));
     }
-    serve(&mut CpuProvider::custom(provider, kernels), BufReader::new(std::io::stdin().lock()), std::io::stdout())
+    let provider = CpuProvider::custom(provider, kernels);
+    let input = BufReader::new(std::io::stdin().lock());
+    match arguments.iter().any(|argument| argument == "--old") {
+        true => serve(&mut Old(provider), input, std::io::stdout()),
+        false => serve(&mut { provider }, input, std::io::stdout()),
+    }
+}
+
+/// A worker as the first version of the protocol knew it.
+struct Old(CpuProvider);
+
+impl Provider for Old {
+    fn hello(&self) -> Hello {
+        Hello { protocol: (1, 0), ..self.0.hello() }
+    }
+
+    fn kernels(&self) -> Vec<KernelInfo> {
+        self.0.kernels()
+    }
+
+    fn supports(&self, case: &CaseRequest) -> Result<(), WorkerError> {
+        self.0.supports(case)
+    }
+
+    fn prepare(&mut self, prepare: &Prepare) -> Result<(Box<dyn PreparedCase>, Prepared), WorkerError> {
+        // It does not know of what came later, and ignores it.
+        self.0.prepare(&Prepare { slowdown: 0.0, ..prepare.clone() })
+    }
+
+    fn control(&mut self, control: &Control) -> Result<ControlSamples, WorkerError> {
+        self.0.control(control)
+    }
 }

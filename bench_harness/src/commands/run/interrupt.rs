@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// A flag that the first SIGINT or SIGTERM sets. The second one exits with the shell's code for an interrupt.
-pub(super) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub(in crate::commands) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The order matters: the first signal finds the flag unset and sets it only afterwards.

@@ -1,8 +1,8 @@
 //! `attnbench run`: measure a suite and write a record.
 
-mod interrupt;
+pub(super) mod interrupt;
 mod progress;
-mod workers;
+pub(super) mod workers;
 
 use std::path::{Path, PathBuf};
 
@@ -262,7 +262,7 @@ fn save(path: &Path, record: &Record, journal: Journal) -> anyhow::Result<SavedR
 }
 
 /// Says so where others measure on the device now.
-fn is_shared(lock: Option<&DeviceLock>) -> bool {
+pub(super) fn is_shared(lock: Option<&DeviceLock>) -> bool {
     let Some(Sharing::Shared { pids }) = lock.map(DeviceLock::sharing) else { return false };
     let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     eprintln!(
@@ -272,7 +272,7 @@ fn is_shared(lock: Option<&DeviceLock>) -> bool {
     true
 }
 
-fn run_id(started: jiff::Timestamp) -> String {
+pub(super) fn run_id(started: jiff::Timestamp) -> String {
     format!("{}-{:08x}", compact(started), std::process::id() ^ (started.subsec_nanosecond() as u32))
 }
 
@@ -305,7 +305,7 @@ fn record_path(suite: &Suite, args: &Args, started: jiff::Timestamp) -> anyhow::
 /// What a record's journal has after its name.
 const JOURNAL_EXTENSION: &str = "journal";
 
-fn journal_path(record: &Path) -> PathBuf {
+pub(super) fn journal_path(record: &Path) -> PathBuf {
     let mut name = record.as_os_str().to_owned();
     name.push(".");
     name.push(JOURNAL_EXTENSION);

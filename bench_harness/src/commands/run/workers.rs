@@ -15,14 +15,14 @@ use crate::worker::client::WorkerCommand;
 const BUILT_IN: [&str; 1] = ["cpu"];
 
 /// The worker of a built-in provider: this binary itself.
-pub(super) fn built_in(provider: &str) -> anyhow::Result<WorkerCommand> {
+pub(in crate::commands) fn built_in(provider: &str) -> anyhow::Result<WorkerCommand> {
     let program = std::env::current_exe().context("finding this program, which is its own worker")?;
     let argv = [program.to_string_lossy().as_ref(), "worker", "--provider", provider].map(str::to_owned).to_vec();
     Ok(WorkerCommand { provider: provider.to_owned(), argv })
 }
 
 /// The built-in providers and those of `--provider NAME[=COMMAND]`. The sources of adapters are written to `scratch`.
-pub(super) fn commands(options: &[String], scratch: &Path) -> anyhow::Result<BTreeMap<String, WorkerCommand>> {
+pub(in crate::commands) fn commands(options: &[String], scratch: &Path) -> anyhow::Result<BTreeMap<String, WorkerCommand>> {
     let mut commands = BTreeMap::new();
     for name in BUILT_IN {
         commands.insert(name.to_owned(), built_in(name)?);
