@@ -26,10 +26,12 @@ mod outliers;
 mod partition;
 mod short_memory;
 
+use std::cell::OnceCell;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Interval, normal};
-use noise::{Filter, Fit, best_fit, correlations, long_memory};
+use noise::{Filter, Fit, best_fit, correlations, legendre, long_memory};
 use short_memory::RunningSums;
 
 /// Fewest values of a level.
@@ -140,6 +142,27 @@ struct Series {
     /// Smallest sum of squared innovations that is taken for possible, by the values' resolution.
     least_squares: f64,
     sums: RunningSums,
+    /// How likely the values are without any change, once that was asked for.
+    drift: OnceCell<Drift>,
+}
+
+/// Twice the log likelihood of values without a change.
+#[derive(Clone, Copy)]
+struct Drift {
+    /// In noise that may wander.
+    no_change: f64,
+    /// Around a line.
+    trend: f64,
+    /// In the likeliest of wandering noise and curves.
+    any: f64,
+}
+
+impl Drift {
+    fn of(series: &Series) -> Drift {
+        let no_change = series.in_any_noise(&[]);
+        let trend = series.with_curve(&[], 1);
+        Drift { no_change, trend, any: no_change.max(series.with_curve(&[], 3)).max(series.with_curve(&[], 5)) }
+    }
 }
 
 impl Series {
@@ -154,7 +177,7 @@ impl Series {
         let resolution = quantum.max(1e-9 * largest);
         let least_squares = (values.len() as f64 * resolution * resolution / 12.0).max(f64::MIN_POSITIVE);
         let sums = RunningSums::new(&values);
-        Series { values, places, centre, least_squares, sums }
+        Series { values, places, centre, least_squares, sums, drift: OnceCell::new() }
     }
 
     /// Where changes may be: the best piecewise constant fit at a price that clean series of the same noise often pay.
@@ -184,14 +207,15 @@ impl Series {
 
     /// Twice the log likelihood of levels that change there in noise that may wander, less the cost of its second weight.
     fn in_any_noise(&self, changes: &[usize]) -> f64 {
-        let wandering = best_fit(&self.values, changes, 0, &long_memory());
+        let wandering = best_fit(&self.values, changes, &[], &long_memory());
         self.in_stable_noise(changes).max(self.likelihood(wandering.as_ref()) - 2.0)
     }
 
     /// Twice the log likelihood of levels and a polynomial through all of them, less the cost of its weights.
     fn with_curve(&self, changes: &[usize], degree: usize) -> f64 {
         let filters: Vec<Filter> = correlations().step_by(3).map(|memory| Filter { memory, gain: 1.0 }).collect();
-        self.likelihood(best_fit(&self.values, changes, degree, &filters).as_ref()) - 2.0 * degree as f64
+        let curves = legendre(degree, self.values.len());
+        self.likelihood(best_fit(&self.values, changes, &curves, &filters).as_ref()) - 2.0 * degree as f64
     }
 
     /// Drops candidates until each that is left is convincing, and moves those that are to their best places.
@@ -225,7 +249,9 @@ impl Series {
             return None;
         }
         let count = changes.len() as f64;
-        let (with, no_change) = (self.in_any_noise(changes), self.in_any_noise(&[]));
+        let with = self.in_any_noise(changes);
+        let Drift { no_change, trend, any } =
+            *self.drift.get_or_init(|| Drift::of(self));
         let gains = (0..changes.len()).map(|which| {
             let others = without(changes, which);
             let drift = if others.is_empty() {
@@ -237,11 +263,9 @@ impl Series {
         });
         let (weakest, gain) = gains.enumerate().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let all = with - COST_OF_A_STEP * count;
-        let trend = self.with_curve(&[], 1);
-        let drift = no_change.max(self.with_curve(&[], 3)).max(self.with_curve(&[], 5));
         let is_convincing = gain >= settings.drift_margin
             && all - trend >= settings.trend_margin * count
-            && all - drift >= settings.drift_margin + settings.trend_margin * (count - 1.0);
+            && all - any >= settings.drift_margin + settings.trend_margin * (count - 1.0);
         (!is_convincing).then_some(weakest)
     }
 
@@ -310,6 +334,7 @@ impl Series {
         self.values.drain(start..end);
         self.places.drain(start..end);
         self.sums = RunningSums::new(&self.values);
+        self.drift = OnceCell::new();
         let kept = changes.iter().filter(|&&change| change != end && (change != start || is_change));
         kept.map(|&change| if change > end { change - (end - start) } else { change }).collect()
     }
