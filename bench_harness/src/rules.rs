@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use crate::case::CaseKey;
+use crate::files::Problem;
 use crate::gate::acceptance::{ACCEPTANCES_FILE, Acceptance, AcceptanceError, Acceptances, MAX_ACCEPTANCES_BYTES};
 use crate::gate::calibration::{Calibration, MAX_CALIBRATION_BYTES, calibration_file};
 use crate::gate::policy::{Policy, PolicyError};
-use crate::case::CaseKey;
-use crate::files::Problem;
 use crate::suite::{Environment, PlannedCase, Suite, SuiteError};
 use crate::vcs::{Snapshot, Sources, VcsError};
 
@@ -70,7 +70,9 @@ pub enum RulesError {
         commit: String,
     },
     /// A name that is no suite's.
-    #[error("reading suite `{0}`: a suite is a name of `suites/`, or a path of a .toml file from the repository's root")]
+    #[error(
+        "reading suite `{0}`: a suite is a name of `suites/`, or a path of a .toml file from the repository's root"
+    )]
     NoSuiteName(String),
 }
 
@@ -96,10 +98,9 @@ impl RuleSource<'_> {
     pub fn read(&self, suite: &str, policy: Option<Policy>) -> Result<Rules, RulesError> {
         let mut notes = Vec::new();
         let file = suite_file(suite)?;
-        let base_suite = self.suite(&file, self.base)?.ok_or_else(|| RulesError::NoSuite {
-            file: file.clone(),
-            commit: self.base.name(),
-        })?;
+        let base_suite = self
+            .suite(&file, self.base)?
+            .ok_or_else(|| RulesError::NoSuite { file: file.clone(), commit: self.base.name() })?;
         let head_suite = self.suite(&file, self.head)?;
         let keys = |suite: &Suite| suite.cases.iter().map(PlannedCase::key).collect::<BTreeSet<_>>();
         let (of_base, of_head) = (keys(&base_suite), head_suite.as_ref().map(keys).unwrap_or_default());

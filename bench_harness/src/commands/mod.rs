@@ -1,6 +1,8 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
+pub mod accept;
 pub mod baseline;
+pub mod calibrate;
 pub mod compare;
 pub mod completions;
 pub mod devices;
@@ -36,6 +38,8 @@ pub enum Command {
     Show(show::Args),
     Compare(compare::Args),
     Gate(gate::Args),
+    Accept(accept::Args),
+    Calibrate(calibrate::Args),
     Baseline(baseline::Args),
     History(history::Args),
     Ratios(ratios::Args),
@@ -58,6 +62,8 @@ impl Command {
             Command::Show(args) => show::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),
+            Command::Accept(args) => accept::run(args),
+            Command::Calibrate(args) => calibrate::run(args),
             Command::Baseline(args) => baseline::run(args),
             Command::History(args) => history::run(args),
             Command::Ratios(args) => ratios::run(args),

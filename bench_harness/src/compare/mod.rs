@@ -131,7 +131,12 @@ pub fn compare(base: &Baseline, head: &Baseline, policy: &Policy) -> Comparison 
     conclude(base, head, drift, cases)
 }
 
-fn conclude(base: &Baseline, head: &Baseline, drift: BTreeMap<String, Drift>, mut cases: Vec<CaseComparison>) -> Comparison {
+fn conclude(
+    base: &Baseline,
+    head: &Baseline,
+    drift: BTreeMap<String, Drift>,
+    mut cases: Vec<CaseComparison>,
+) -> Comparison {
     for case in &mut cases {
         case.conclude();
     }

@@ -200,8 +200,7 @@ mod tests {
         let cases: Vec<_> = matrix().into_iter().map(|case| PairedCase { log_ratios: vec![0.0; 8], ..case }).collect();
         let found = families(&Policy::default(), &cases);
         let sizes: Vec<(&str, usize)> = found.iter().map(|(name, members)| (name.as_str(), members.len())).collect();
-        let expected =
-            [("cpu/flash", 20), ("cpu/flash backward", 8), ("cpu/flash prefill", 12), ("cpu/paged", 20)];
+        let expected = [("cpu/flash", 20), ("cpu/flash backward", 8), ("cpu/flash prefill", 12), ("cpu/paged", 20)];
         assert_eq!(sizes, expected);
     }
 

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::acceptance::{self, Acceptance, Accepted};
+use super::controls;
 use super::exit::Exit;
 use super::families::{self, FamilyFinding};
 use super::plan::PairedCase;
 use super::policy::Policy;
-use super::controls;
 use crate::case::CaseKey;
 use crate::compare::pairs::compare_pairs;
 use crate::compare::verdict::percent;

@@ -183,17 +183,16 @@ impl Policy {
             ("floor_standard_errors", self.floor_standard_errors),
             ("gross_standard_errors", self.gross_standard_errors),
         ];
-        let shares =
-            [
-                ("false_discovery_rate", self.false_discovery_rate),
-                ("screen_p", self.screen_p),
-                ("screen_p_faster", self.screen_p_faster),
-                ("look_p", self.look_p),
-                ("family_false_discovery_rate", self.family_false_discovery_rate),
-                ("family_screen_p", self.family_screen_p),
-                ("control_alpha", self.control_alpha),
-                ("power", self.power),
-            ];
+        let shares = [
+            ("false_discovery_rate", self.false_discovery_rate),
+            ("screen_p", self.screen_p),
+            ("screen_p_faster", self.screen_p_faster),
+            ("look_p", self.look_p),
+            ("family_false_discovery_rate", self.family_false_discovery_rate),
+            ("family_screen_p", self.family_screen_p),
+            ("control_alpha", self.control_alpha),
+            ("power", self.power),
+        ];
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),

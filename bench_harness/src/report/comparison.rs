@@ -4,6 +4,8 @@ use super::baselines::grid;
 use super::case_names::group_names;
 use super::{Style, Tone, printable, units, wrap};
 use crate::compare::{CaseComparison, Comparison, Difference, Side, Verdict};
+use crate::gate::acceptance::{Acceptance, Accepted};
+use crate::gate::families::FamilyFinding;
 use crate::gate::outcome::GateReport;
 
 /// In the order in which a reader wants them.
@@ -16,10 +18,57 @@ const FIGURES_WIDTH: usize = 58;
 /// A gate's outcome: how much was judged, what led to the exit code, then the comparison.
 pub fn gate_text(report: &GateReport, style: Style) -> String {
     let mut lines: Vec<String> = wrap(&printable(&report.headline), style.width, &[' ']);
-    for cause in &report.causes {
-        lines.extend(wrap(&printable(cause), style.width, &[' ']).iter().map(|line| style.paint(Tone::Bad, line)));
+    let mut say = |text: String, tone: Tone| {
+        lines.extend(wrap(&printable(&text), style.width, &[' ']).iter().map(|line| style.paint(tone, line)));
+    };
+    for accepted in &report.accepted {
+        say(accepted_text(accepted), Tone::Doubtful);
     }
-    lines.join("\n") + "\n" + &comparison_text(&report.comparison, style)
+    for cause in &report.causes {
+        say(cause.clone(), Tone::Bad);
+    }
+    lines.push(comparison_text(&report.comparison, style).trim_end().to_owned());
+    lines.extend(families_text(&report.families, style));
+    lines.join("\n") + "\n"
+}
+
+fn accepted_text(accepted: &Accepted) -> String {
+    let Acceptance { case, metric, at_most, reason, by, expires, .. } = &accepted.acceptance;
+    let size = at_most.map_or(String::new(), |bound| format!(" up to {}", units::percent(bound)));
+    let count = match accepted.cases.len() {
+        1 => "1 case".to_owned(),
+        count => format!("{count} cases"),
+    };
+    format!("accepted for {count}: {metric} of {case}{size}, by {by} until {expires}: {reason}")
+}
+
+/// The families that changed or that nobody can be sure of; how many did not.
+fn families_text(families: &[FamilyFinding], style: Style) -> Vec<String> {
+    if families.is_empty() {
+        return Vec::new();
+    }
+    let (quiet, shown): (Vec<_>, Vec<_>) =
+        families.iter().partition(|family| family.finding.verdict == Verdict::Unchanged);
+    let mut lines = vec![String::new(), style.bold("families, each on the mean of its cases")];
+    let rows: Vec<Vec<String>> = shown
+        .iter()
+        .map(|family| {
+            let change = family
+                .finding
+                .ratio
+                .map_or(units::NOTHING.to_owned(), |ratio| units::signed_percent(ratio.value - 1.0));
+            let room = style.width.saturating_sub(48).max(16);
+            let name = wrap(&printable(&family.family), room, &['/', ' ']).join("\n");
+            vec![name, family.cases.to_string(), change, family.finding.verdict.name().to_owned()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        lines.extend(grid(&["family", "cases", "change", "verdict"], &[1, 2], &rows));
+    }
+    if !quiet.is_empty() {
+        lines.push(format!("{} unchanged", quiet.len()));
+    }
+    lines
 }
 
 /// Both sides, what differs between them, and a table a verdict.

@@ -3,6 +3,7 @@
 //! Everything here is pure: what is printed depends on the data and the [`Style`] alone.
 
 pub mod baselines;
+pub mod calibration;
 pub mod case_names;
 pub mod comparison;
 pub mod devices;

@@ -121,6 +121,12 @@ impl Sources {
         Ok(snapshot(&commit))
     }
 
+    /// Git's `user.name`, where it is set.
+    pub fn user_name(&self) -> Option<String> {
+        let config = self.repository.config().and_then(|mut config| config.snapshot()).ok()?;
+        config.get_string("user.name").ok().filter(|name| !name.trim().is_empty())
+    }
+
     /// When a commit was made, RFC 3339, UTC; nothing where it is not here.
     pub fn committed_at(&self, commit: &str) -> Option<String> {
         let commit = self.repository.find_commit(oid(commit).ok()?).ok()?;

@@ -1,6 +1,7 @@
 //! A worker whose kernels cheat or fail, each in one way: every one of them must be caught.
 //!
-//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--old]`. All kernels start from `cpu/flash`. Some are honest:
+//! `dishonest --provider test [--slowdown 0.10] [--spin-ns 5000000] [--old] [--without KERNEL]`. All kernels start from
+//! `cpu/flash`. Some are honest:
 //! `slowed` takes longer by the given share and `spins` for the given time at least, for testing that slowdowns are found
 //! and times are right; `slow_plan` takes a while to plan, which must not count.
 
@@ -309,7 +310,8 @@ fn main() -> std::io::Result<()> {
         ("rubbish", Trick::Rubbish),
     ];
     let mut kernels: Vec<&'static dyn Kernel> = Vec::new();
-    for &(name, trick) in tricks {
+    let without = option("--without").unwrap_or_default();
+    for &(name, trick) in tricks.iter().filter(|(name, _)| *name != without) {
         kernels.push(Box::leak(Box::new(Trickster { name, trick })));
     }
     let provider = CpuProvider::custom(provider, kernels);

@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 
 use super::{Args, pairs};
 use crate::build::Purpose;
-use crate::commands::run::{interrupt, is_shared, journal_path, run_id, workers};
 use crate::commands::Exit;
+use crate::commands::run::{interrupt, is_shared, journal_path, run_id, workers};
 use crate::compare::Baseline;
 use crate::device::cpu::info::CpuInfo;
 use crate::files::write_atomically;
@@ -88,7 +88,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let context = PairContext {
         workers: Sides { base: &worker_sets.base, head: &worker_sets.head },
-        control_worker: &workers::built_in("cpu")?,
+        control_worker: Some(&workers::built_in("cpu")?),
         checks_timing,
         scratch: scratch.path(),
         stop: stop.clone(),
@@ -153,7 +153,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     save(&out, &report, &records)?;
     match journal {
         Some(journal) if !interrupted => journal.remove()?,
-        _ => eprintln!("interrupted: what was measured is in the journal; go on with --resume {}", journal_file.display()),
+        _ => eprintln!(
+            "interrupted: what was measured is in the journal; go on with --resume {}",
+            journal_file.display()
+        ),
     }
     super::print(&report, args.common.json)?;
     eprintln!("\nreport: {}", out.display());
@@ -177,13 +180,7 @@ fn base(args: &Args, sources: &Sources) -> anyhow::Result<Snapshot> {
     Ok(sources.merge_base(args.target.clone().or_else(of_ci).as_deref())?)
 }
 
-fn rules(
-    args: &Args,
-    sources: &Sources,
-    base: &Snapshot,
-    head: &Snapshot,
-    cpu: &CpuInfo,
-) -> anyhow::Result<Rules> {
+fn rules(args: &Args, sources: &Sources, base: &Snapshot, head: &Snapshot, cpu: &CpuInfo) -> anyhow::Result<Rules> {
     let today = jiff::Zoned::now().date().to_string();
     let source = RuleSource { sources, base, head, device: &cpu.slug(), today: &today };
     let mut rules = source.read(&args.pairs.suite, args.common.policy()?)?;

@@ -140,7 +140,8 @@ pub(in crate::commands) fn greet(
         Ok(hello)
     };
     for provider in cases.iter().map(|case| &case.case.provider) {
-        let (Some(base), Some(head)) = (workers.base.commands.get(provider), workers.head.commands.get(provider)) else {
+        let (Some(base), Some(head)) = (workers.base.commands.get(provider), workers.head.commands.get(provider))
+        else {
             bail!(
                 "measuring provider `{provider}`: it was not named on the command line: --provider \
                  {provider}='COMMAND ARGS', with {WORKER} for the built worker of each side"
@@ -156,33 +157,31 @@ pub(in crate::commands) fn greet(
 /// A line a round, and one for each case that fails.
 pub(in crate::commands) struct Progress {
     quiet: bool,
-    started: Option<std::time::Instant>,
+    round: Option<(u32, std::time::Instant)>,
     pairs: usize,
 }
 
 impl Progress {
     /// One that says of rounds only what fails, where it is to be quiet.
     pub(in crate::commands) fn new(quiet: bool) -> Progress {
-        Progress { quiet, started: None, pairs: 0 }
+        Progress { quiet, round: None, pairs: 0 }
     }
 
     fn end_round(&mut self) {
-        if let Some(start) = self.started.take()
+        if let Some((round, start)) = self.round.take()
             && !self.quiet
         {
-            eprintln!("  {} pairs in {}", self.pairs, units::duration_s(start.elapsed().as_secs_f64()));
+            let (time, plural) = (start.elapsed().as_secs_f64(), if self.pairs == 1 { "" } else { "s" });
+            eprintln!("round {}: {} pair{plural} in {}", round + 1, self.pairs, units::duration_s(time));
         }
         self.pairs = 0;
     }
 }
 
 impl PairObserver for Progress {
-    fn round_started(&mut self, round: u32, cases: usize) {
+    fn round_started(&mut self, round: u32, _cases: usize) {
         self.end_round();
-        if !self.quiet {
-            eprintln!("round {}: {cases} case{}", round + 1, if cases == 1 { "" } else { "s" });
-        }
-        self.started = Some(std::time::Instant::now());
+        self.round = Some((round, std::time::Instant::now()));
     }
 
     fn pair_finished(&mut self, case: &PlannedCase, base: Option<&CaseRound>, head: &CaseRound) {

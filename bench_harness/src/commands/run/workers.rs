@@ -22,7 +22,10 @@ pub(in crate::commands) fn built_in(provider: &str) -> anyhow::Result<WorkerComm
 }
 
 /// The built-in providers and those of `--provider NAME[=COMMAND]`. The sources of adapters are written to `scratch`.
-pub(in crate::commands) fn commands(options: &[String], scratch: &Path) -> anyhow::Result<BTreeMap<String, WorkerCommand>> {
+pub(in crate::commands) fn commands(
+    options: &[String],
+    scratch: &Path,
+) -> anyhow::Result<BTreeMap<String, WorkerCommand>> {
     let mut commands = BTreeMap::new();
     for name in BUILT_IN {
         commands.insert(name.to_owned(), built_in(name)?);

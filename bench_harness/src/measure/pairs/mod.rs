@@ -37,8 +37,10 @@ use crate::suite::PlannedCase;
 use crate::worker::client::{Failure, Surroundings, Worker, WorkerCommand};
 use crate::worker::protocol::{ControlSamples, Request};
 
-/// Places in a round at which the controls are measured beside both sides.
-const CONTROL_SLOTS: usize = 2;
+/// Places in a round at which the controls are measured beside both sides: one for so many cases,
+const CASES_A_CONTROL_SLOT: usize = 8;
+/// but no more than these.
+const MAX_CONTROL_SLOTS: usize = 2;
 /// The padding variable's length is drawn below this: a few pages, so that stacks start anywhere in one.
 const MAX_PADDING_BYTES: usize = 8192;
 
@@ -54,8 +56,8 @@ pub trait PairObserver {
 pub struct PairContext<'a> {
     /// How the workers of both sides are started.
     pub workers: Sides<&'a WorkerSet>,
-    /// The coordinator's own worker, which measures the controls.
-    pub control_worker: &'a WorkerCommand,
+    /// The coordinator's own worker, which measures the controls; none are without it.
+    pub control_worker: Option<&'a WorkerCommand>,
     /// Whether both sides' own workers measure the controls too, since their timing sources differ.
     pub checks_timing: bool,
     /// A private folder for outputs.
@@ -130,7 +132,8 @@ impl<'a> PairRun<'a> {
         self.observer.round_started(round, order.len());
         let mut workers = self.context.workers.map(|set| set.round(surroundings.clone(), self.context.stop.clone()));
         let mut control_worker = self.control_worker()?;
-        let slots: Vec<usize> = (0..CONTROL_SLOTS).map(|slot| slot * order.len() / CONTROL_SLOTS).collect();
+        let count = order.len().div_ceil(CASES_A_CONTROL_SLOT).min(MAX_CONTROL_SLOTS);
+        let slots: Vec<usize> = (0..count).map(|slot| slot * order.len() / count).collect();
         for (position, &case) in order.iter().enumerate() {
             if self.is_over() {
                 break;
@@ -203,20 +206,15 @@ impl<'a> PairRun<'a> {
     }
 
     fn control_worker(&self) -> Result<Option<Worker>, PairError> {
-        let has_controls = !self.state.controls().is_empty();
-        let start = || Worker::spawn(self.context.control_worker, self.context.stop.clone(), START_TIMEOUT);
-        match has_controls.then(start) {
+        let command = self.context.control_worker.filter(|_| !self.state.controls().is_empty());
+        match command.map(|command| Worker::spawn(command, self.context.stop.clone(), START_TIMEOUT)) {
             Some(Err(Failure::Interrupted)) => Err(PairError::Interrupted),
             // A machine whose controls fail still measures its cases.
             started => Ok(started.and_then(Result::ok)),
         }
     }
 
-    fn controls(
-        &self,
-        worker: Option<&mut Worker>,
-        own: &mut sides::RoundWorkers<'_>,
-    ) -> Result<Controls, PairError> {
+    fn controls(&self, worker: Option<&mut Worker>, own: &mut sides::RoundWorkers<'_>) -> Result<Controls, PairError> {
         let measure = |worker: &mut Worker| -> Result<Vec<(u64, Vec<f64>)>, Failure> {
             let one = |control| {
                 let request = Request::Control(controls::request(control));
@@ -236,9 +234,7 @@ impl<'a> PairRun<'a> {
 
     fn keep_controls(&mut self, round: u32, seen: Sides<Controls>) -> Result<(), PairError> {
         let Sides { base, head } = seen;
-        for (by_own_workers, base, head) in
-            [(false, base.coordinator, head.coordinator), (true, base.own, head.own)]
-        {
+        for (by_own_workers, base, head) in [(false, base.coordinator, head.coordinator), (true, base.own, head.own)] {
             if !base.is_empty() && base.len() == head.len() {
                 self.keep(Entry::PairControls(PairControls { round, by_own_workers, base, head }))?;
             }
@@ -246,7 +242,8 @@ impl<'a> PairRun<'a> {
         Ok(())
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether time is up, or the user asked to stop.
+    pub fn is_over(&self) -> bool {
         self.context.stop.load(Ordering::Relaxed) || Instant::now() >= self.context.deadline
     }
 }

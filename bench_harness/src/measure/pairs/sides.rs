@@ -80,7 +80,8 @@ impl RoundWorkers<'_> {
             Ok(worker) => worker,
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => {
-                let seen = CaseRound::without_samples(round, order, disposition_of(&failure), Some(failure.to_string()));
+                let seen =
+                    CaseRound::without_samples(round, order, disposition_of(&failure), Some(failure.to_string()));
                 return Ok(CaseOutcome { round: seen, time: TimeSpent::default(), worker_survives: false });
             }
         };

@@ -59,7 +59,11 @@ impl PairState {
             failures: vec![0; cases.len()],
             base_has: (0..cases.len()).map(|case| case < shared).collect(),
             was_flaky: vec![false; cases.len()],
-            index: cases.iter().enumerate().map(|(index, case)| (identity(&case.key(), case.slowdown), index)).collect(),
+            index: cases
+                .iter()
+                .enumerate()
+                .map(|(index, case)| (identity(&case.key(), case.slowdown), index))
+                .collect(),
             builders: Sides { base: RecordBuilder::new(&of_base), head: RecordBuilder::new(&of_head) },
             control_ratios: Vec::new(),
             timing_ratios: Vec::new(),
