@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "the table prints more than the tests compare")]
 mod measure;
 mod series;
+#[allow(dead_code, reason = "the table prints more than the tests compare")]
+#[path = "../support/simulated.rs"]
+mod simulated;
 
 use attnbench::stats::change_point::{PROVISIONAL, Settings, change_points};
 use measure::{false_alarms, power};

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use attn_kernels::tensor::TensorName;
 use attnbench::case::{CaseKey, Mode};
-use attnbench::compare::{BASELINE_VERSION, Baseline, MetricComparison, Session, SessionCase, SessionError, Verdict};
+use attnbench::compare::{BASELINE_VERSION, Baseline, Finding, MetricComparison, Session, SessionCase, SessionError, Verdict};
 use attnbench::gate::drive::{PairSource, drive};
 use attnbench::gate::exit::Exit;
 use attnbench::gate::outcome::{PairResults, judge_pairs};
@@ -170,4 +170,34 @@ fn side(cases: &[PairedCase], rng: &mut Pcg64) -> Baseline {
         fingerprint: Default::default(),
         sessions: vec![session],
     }
+}
+
+/// A gate of one case that is slower by this log ratio: its finding, and its pairs.
+pub(crate) fn one_case(machine: &mut Machine, slowdown: f64, policy: &Policy) -> (Finding, Vec<f64>) {
+    struct One<'a> {
+        machine: &'a mut Machine,
+        slowdown: f64,
+        cases: Vec<PairedCase>,
+    }
+    impl PairSource for One<'_> {
+        type Error = Infallible;
+        fn cases(&self) -> &[PairedCase] {
+            &self.cases
+        }
+        fn may_measure(&self) -> bool {
+            true
+        }
+        fn measure(&mut self, _cases: &[usize], pairs: usize) -> Result<(), Infallible> {
+            for _ in 0..pairs {
+                self.machine.start_round();
+                let ratio = self.slowdown + self.machine.pair(0);
+                self.cases[0].log_ratios.push(ratio);
+            }
+            Ok(())
+        }
+    }
+    let mut one = One { machine, slowdown, cases: vec![paired_case(0)] };
+    let Ok(findings) = drive(policy, &mut one);
+    let case = one.cases.remove(0);
+    (findings.into_iter().next().expect("one case"), case.log_ratios)
 }

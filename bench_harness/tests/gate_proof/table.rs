@@ -5,6 +5,7 @@
 //! cargo run --release -p attnbench --example gate_proof -- 100     # fewer, sooner
 //! ```
 
+mod bisection;
 mod gate;
 mod measure;
 mod noise;
@@ -41,6 +42,13 @@ fn main() {
         let [two, five] = [0.02, 0.05].map(|slowdown| figure(power(noise, slowdown, &policy, gates)));
         let family = figure(family_power(noise, 0.008, &policy, gates));
         println!("| {} | {two} | {five} | {family} |", noise.name());
+    }
+    println!("\nBisections over {} commits, of which one is 5 % slower:\n", bisection::COMMITS);
+    println!("| noise of a side a round | the right culprit | pairs of a search |");
+    println!("|---|---|---|");
+    for noise in Noise::ALL {
+        let seen = bisection::searches(noise, 0.05, gates);
+        println!("| {} | {} | {:.0} |", noise.name(), figure(seen.right), seen.mean_pairs);
     }
     println!("\n{:.0} s on all cores", started.elapsed().as_secs_f64());
 }
