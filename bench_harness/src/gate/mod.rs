@@ -4,6 +4,7 @@ pub mod acceptance;
 pub mod budget;
 pub mod calibration;
 pub mod controls;
+pub mod deterministic;
 pub mod drive;
 pub mod exit;
 pub mod families;

@@ -66,6 +66,8 @@ pub struct Policy {
     /// Stored baselines: where the controls of two sides differ by more, the machine was another one in effect.
     pub max_drift: f64,
 
+    /// Instructions of a call may grow by this share, where they are counted.
+    pub instructions_floor: f64,
     /// Extra memory may grow by this share,
     pub memory_share: f64,
     /// or by so many bytes, whichever is more.
@@ -117,6 +119,7 @@ impl Default for Policy {
             gross_standard_errors: 5.0,
             min_rounds: 3,
             max_drift: 0.10,
+            instructions_floor: 0.01,
             memory_share: 0.01,
             memory_slack_bytes: 64 << 10,
             accuracy_ratio: 1.5,
@@ -177,6 +180,7 @@ impl Policy {
             ("margin", self.margin),
             ("gross_threshold", self.gross_threshold),
             ("max_drift", self.max_drift),
+            ("instructions_floor", self.instructions_floor),
             ("memory_share", self.memory_share),
             ("accuracy_rise", self.accuracy_rise),
             ("max_mde", self.max_mde),

@@ -21,6 +21,7 @@
 //! Everything is deterministic. Positive series are judged by their logarithms, since noise and changes of times are
 //! relative.
 
+mod long;
 mod noise;
 mod outliers;
 mod partition;
@@ -38,8 +39,9 @@ use short_memory::RunningSums;
 pub const SHORTEST_LEVEL: usize = 5;
 /// A change with at most so many values after it may yet go away: it is provisional.
 pub const PROVISIONAL: usize = 8;
-/// Longest series: the search for candidates takes up to the square of the length.
-pub const LONGEST_SERIES: usize = 50_000;
+/// Longest series that is searched value by value: the search takes up to the square of the length. Longer ones are searched
+/// by the medians of blocks first ([`long`]).
+pub const LONGEST_SERIES: usize = 5_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,10 +87,12 @@ pub struct ChangePoint {
 }
 
 /// The changes of level of a series in the order of time, ascending by index. Values that are not finite are passed over
-/// like outliers. Of a series beyond [`LONGEST_SERIES`] only the last so many values are searched.
+/// like outliers.
 pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
-    let offset = values.len().saturating_sub(LONGEST_SERIES);
-    let mut places: Vec<usize> = (offset..values.len()).filter(|&t| values[t].is_finite()).collect();
+    if values.len() > LONGEST_SERIES {
+        return long::change_points_of_long(values, settings);
+    }
+    let mut places: Vec<usize> = (0..values.len()).filter(|&t| values[t].is_finite()).collect();
     let Some(&last) = places.last() else { return Vec::new() };
     let is_positive = places.iter().all(|&t| values[t] > 0.0);
     let scaled: Vec<f64> = places.iter().map(|&t| if is_positive { values[t].ln() } else { values[t] }).collect();
@@ -96,7 +100,7 @@ pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
     let kept = outliers::inliers(&scaled, 0.5 * quantum);
     places = kept.iter().map(|&t| places[t]).collect();
     let mut series = Series::new(kept.iter().map(|&t| scaled[t]).collect(), places, quantum);
-    let longest_plateau = ((last + 1 - offset) / 10).clamp(8, 40);
+    let longest_plateau = ((last + 1) / 10).clamp(8, 40);
     let mut changes = series.candidates();
     loop {
         changes = series.settle(changes, settings);
