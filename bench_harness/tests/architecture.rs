@@ -143,7 +143,15 @@ fn the_readme_states_the_policy() {
     let text = std::fs::read_to_string(root().join("README.md")).expect("README.md exists");
     let policy = attnbench::gate::policy::Policy::default();
     let (sessions, gross) = (policy.min_sessions, (policy.gross_threshold * 100.0).round());
-    for said in [format!("fewer than {sessions} runs"), format!("{sessions} sessions"), format!("beyond {gross} %")] {
+    let (screen, confirm) = (policy.screen_pairs, policy.confirm_pairs);
+    for said in [
+        format!("fewer than {sessions} runs"),
+        format!("{sessions} sessions"),
+        format!("beyond {gross} %"),
+        format!("Every case gets {screen} pairs"),
+        format!("p <= {:.2} gets {confirm} new ones", policy.screen_p),
+        format!("the floor: {} %", policy.floor * 100.0),
+    ] {
         assert!(text.contains(&said), "README.md says `{said}`");
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use support::dishonest_provider;
 
 /// Few pairs, so that a gate takes seconds; nothing is asked of what it decides beside regressions.
-const POLICY: &str = "screen_pairs = 4\nconfirm_pairs = 7\nmax_pairs = 11\nsimulations = 20\ninput_seeds = 2\npair_samples \
+const POLICY: &str = "false_discovery_rate = 0.02\nscreen_pairs = 4\nconfirm_pairs = 7\nmax_pairs = 11\nsimulations = 20\ninput_seeds = 2\npair_samples \
                       = 4\nmax_mde = 1000.0\nmin_decided = 0.0\nmargin = 0.5\ncontrol_floor = 100.0\n";
 
 struct Project {
@@ -130,10 +130,10 @@ fn spins(ns: u32) -> String {
 /// A slower head fails, and its outcome is kept; merged acceptances let it through, those of the change itself do not.
 #[test]
 fn a_planted_slowdown_fails_until_it_is_accepted() {
-    let project = Project::new(&["spins"], &spins(2_000_000));
-    project.worker(&spins(4_000_000));
+    let project = Project::new(&["spins"], &spins(1_000_000));
+    project.worker(&spins(30_000_000));
     let accept = |project: &Project| {
-        let arguments = ["accept", "--case", "test/spins/*", "--metric", "latency_ns_median", "--at-most", "150"];
+        let arguments = ["accept", "--case", "test/spins/*", "--metric", "latency_ns_median", "--at-most", "90000"];
         let done = project.command(&project.root(), &arguments).args(["--reason", "NaN rows", "--by", "me"]).output();
         let done = done.expect("the binary runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -146,7 +146,7 @@ fn a_planted_slowdown_fails_until_it_is_accepted() {
     assert!(gate.report["headline"].as_str().is_some_and(|text| text.starts_with("judged 1 of 1, median MDE ")));
     let latency = &gate.case("spins")["metrics"][0];
     let ratio = latency["ratio"]["value"].as_f64().expect("a ratio");
-    assert!((1.5..=2.5).contains(&ratio), "{latency}");
+    assert!(ratio > 2.0, "{latency}");
     let record = support::record(&project.folder.path().join("report.head.json"));
     assert_eq!(support::case(&record, "spins")["rounds"].as_array().map(Vec::len), Some(11), "samples are kept");
     let gates = project.command(&project.root(), &["history", "gates", "--json", "--store", store]).output();
@@ -154,13 +154,13 @@ fn a_planted_slowdown_fails_until_it_is_accepted() {
     assert_eq!(gates["gates"][0]["exit_code"], 1, "{gates}");
 
     // Merged first, it counts: only the worker differs now.
-    project.worker(&spins(2_000_000));
+    project.worker(&spins(1_000_000));
     project.commit("accept");
-    project.worker(&spins(4_000_000));
+    project.worker(&spins(30_000_000));
     let gate = project.gate(&["--against", "HEAD"]);
     assert_eq!((gate.code(), gate.verdict("spins")), (0, "unchanged"), "{}", gate.said());
     let second = String::from_utf8_lossy(&gate.output.stdout).lines().nth(1).unwrap_or_default().to_owned();
-    assert!(second.starts_with("accepted for 1 case: latency_ns_median of test/spins/* up to 150 %"), "{second}");
+    assert!(second.starts_with("accepted for 1 case: latency_ns_median of test/spins/* up to 90000 %"), "{second}");
     assert_eq!(gate.report["accepted"][0]["reason"], "NaN rows");
 }
 
@@ -252,7 +252,7 @@ fn what_cannot_start_says_why_and_what_to_do() {
 #[test]
 fn what_was_measured_before_a_kill_is_kept_and_gone_on_from() {
     let project = Project::new(&["spins"], &spins(1_000_000));
-    project.worker(&spins(3_000_000));
+    project.worker(&spins(30_000_000));
     let journal = project.folder.path().join("report.json.journal");
     let pairs = || {
         let text = std::fs::read_to_string(&journal).unwrap_or_default();
@@ -276,6 +276,8 @@ fn what_was_measured_before_a_kill_is_kept_and_gone_on_from() {
     let entry: Value = serde_json::from_str(&kept[0]).expect("JSON");
     let record = support::record(&project.folder.path().join("report.base.json"));
     let rounds = &support::case(&record, "spins")["rounds"];
-    assert_eq!(rounds[0]["device_ns"], entry["pair"]["base"]["device_ns"], "the first pair is the killed gate's");
+    let times =
+        |round: &Value| round["device_ns"].as_array().map(|times| times.iter().map(Value::as_f64).collect::<Vec<_>>());
+    assert_eq!(times(&rounds[0]), times(&entry["pair"]["base"]), "the first pair is the killed gate's");
     assert_eq!(rounds.as_array().map(Vec::len), Some(11));
 }

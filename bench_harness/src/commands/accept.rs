@@ -19,13 +19,13 @@ const DEFAULT_DAYS: i64 = 90;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  attnbench accept --case 'cpu/flash/*' --metric latency_ns_median --at-most 5 --reason 'rows of NaN are right now'
-  attnbench accept --case 'cpu/naive/*/d256' --metric disposition --reason 'no longer supported' --expires 2027-06-30
-  attnbench accept --report results/gate-ci.json --commit 3f2a91c --reason 'deterministic backward'
+  attnbench accept --case 'cpu/flash/*' --metric latency_ns_median --at-most 5 --reason 'NaN rows'
+  attnbench accept --case '*/d256' --metric disposition --reason 'dropped' --expires 2027-06-30
+  attnbench accept --report results/gate.json --commit 3f2a91c --reason 'deterministic backward'
 
-Metrics: latency_ns_median, extra_peak_bytes, relative_l2, and disposition for cases that are removed or no longer run.
-A gate reads the file from the commit that it compares with: an acceptance counts once it is merged there, never within
-the change that needs it.")]
+Metrics: latency_ns_median, extra_peak_bytes, relative_l2, and disposition for cases that are
+removed or no longer run. A gate reads the file from the commit that it compares with: an acceptance
+counts once it is merged there, never within the change that needs it.")]
 pub struct Args {
     /// Cases that it covers (`*` crosses slashes)
     #[arg(long, value_name = "GLOB", requires = "metric", required_unless_present = "report")]

@@ -29,12 +29,16 @@ const INJECTED_CASES: usize = 3;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  attnbench calibrate                        suite `ci`, 40 pairs; writes ci/calibration/<device>/ci.json
+  attnbench calibrate                          suite `ci`, 40 pairs of each case
   attnbench calibrate --suite decode --pairs 80
 
-Whatever is found between two builds of one commit is a false alarm. Slowdowns of 1, 2, 5 and 10 % are made by the workers
-of three cases and put into the numbers of all. The file has the noise of each case, which the gate's floors rest on:
-commit it. Exit codes: 0 the upper bound of the rate of false alarms is low enough, 3 it is not, 5 a case failed.")]
+Whatever is found between two builds of one commit is a false alarm. Slowdowns of 1, 2, 5 and 10 %
+are made by the workers of three cases, and put into the numbers of all. The file that is written,
+ci/calibration/<device>/<suite>.json, has the noise of each case, which the gate's floors rest on:
+commit it.
+
+Exit codes: 0 false alarms are rare enough, 3 they are not, or too few windows show it, 5 a case
+failed or the calibration was stopped.")]
 pub struct Args {
     #[command(flatten)]
     options: Options,

@@ -18,17 +18,18 @@ use crate::store::history::{GateEntry, open, shown};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  attnbench gate                                       the working tree against its merge base, suite `ci`
-  attnbench gate --against v1.2.0 --suite prefill      against a release
-  attnbench gate --against main --build 'make -j2' --binary build/worker --provider mine='{worker} --serve'
-  attnbench gate run.json --baseline ci                a finished run against a stored baseline
+  attnbench gate                                   the working tree against its merge base
+  attnbench gate --against v1.2.0 --suite prefill  against a release
+  attnbench gate --build 'make -j2' --binary out/worker --provider mine='{worker} --serve'
+  attnbench gate run.json --baseline ci            a finished run against a stored baseline
   attnbench gate monday.json tuesday.json --baseline ci --max-mde 0.15
 
-In pairs, base and head are built apart, and measured in turns on this device. Suite, policy (ci/gate.toml), acceptances
-(ci/acceptances.toml) and calibration are those of base: a change cannot move its own goalposts.
+In pairs, base and head are built apart and measured in turns on this device. Suite, policy
+(ci/gate.toml), acceptances (ci/acceptances.toml) and calibration (ci/calibration/) are those of
+base: a change cannot move its own goalposts.
 
-Exit codes: 0 pass, 1 a regression, 2 usage or bad input, 3 undecided, 4 not comparable, 5 cases failed to run;
-where several apply, the first of 2, 1, 5, 4, 3, 0.")]
+Exit codes: 0 pass, 1 a regression, 2 usage or bad input, 3 undecided, 4 not comparable, 5 cases
+failed to run; where several apply, the first of 2, 1, 5, 4, 3, 0.")]
 pub struct Args {
     /// Records of head, one a session, to judge against a baseline
     #[arg(value_name = "RECORD", requires = "baseline")]

@@ -3,6 +3,9 @@
 //! Pairs of two separate builds of one commit keep their labels and their order. Windows of consecutive pairs that share
 //! none are judged like a gate's: whatever they find is a false alarm. With a slowdown put in, what they miss is missed.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng};

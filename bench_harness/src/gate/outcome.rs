@@ -100,10 +100,14 @@ pub fn judge_pairs(results: PairResults<'_>, policy: &Policy, strict: bool) -> G
     comparison.cases.extend(results.removed.iter().map(|key| removed(key, policy)));
     comparison.notes.extend(results.notes);
     let accepted = acceptance::apply(&mut comparison, results.acceptances);
-    // A loss that was accepted is no part of a family's.
+    // A loss that was accepted is no part of a family's, nor are times that nobody believes.
     let let_through: Vec<&String> = accepted.iter().flat_map(|accepted| &accepted.cases).collect();
-    let counted: Vec<PairedCase> =
-        results.pairs.iter().filter(|pairs| !let_through.contains(&&pairs.key.to_string())).cloned().collect();
+    let is_doubtful = |key: &CaseKey| {
+        let sessions = results.base.sessions.iter().chain(&results.head.sessions);
+        sessions.filter_map(|session| session.case(key)).any(|case| !case.flags.is_empty())
+    };
+    let counts = |pairs: &&PairedCase| !let_through.contains(&&pairs.key.to_string()) && !is_doubtful(&pairs.key);
+    let counted: Vec<PairedCase> = results.pairs.iter().filter(counts).cloned().collect();
     let families = if doubt.is_some() { Vec::new() } else { families::judge(policy, &counted) };
     report_all(comparison, families, accepted, results.is_complete, policy, strict)
 }

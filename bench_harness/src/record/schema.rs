@@ -4,6 +4,8 @@ use schemars::{JsonSchema, Schema};
 
 use super::Record;
 use crate::compare::Baseline;
+use crate::gate::calibration::Calibration;
+use crate::gate::outcome::GateReport;
 use crate::worker::protocol;
 
 /// A published schema.
@@ -23,6 +25,12 @@ pub const SCHEMAS: &[PublishedSchema] = &[
         name: "baseline",
         summary: "what `attnbench baseline save` writes",
         generate: schema_for::<Baseline>,
+    },
+    PublishedSchema { name: "gate", summary: "what `attnbench gate` reports", generate: schema_for::<GateReport> },
+    PublishedSchema {
+        name: "calibration",
+        summary: "what `attnbench calibrate` writes",
+        generate: schema_for::<Calibration>,
     },
     PublishedSchema {
         name: "protocol",

@@ -116,3 +116,55 @@ pub fn calibration_text(calibration: &Calibration, policy: &Policy, style: Style
     lines.extend(grid(&["case", "pair", "offset", "floor"], &[1, 2, 3], &rows));
     lines.join("\n") + "\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::{CaseKey, Mode};
+    use crate::compare::Verdict;
+    use crate::gate::calibration::{CaseNoise, Found, Injected, Rate};
+    use crate::record::sample::case_id;
+
+    fn calibration() -> Calibration {
+        let key = |keys: usize| CaseKey { case_id: case_id("flash", keys), mode: Mode::Cold, threads: 2 };
+        let noise =
+            |keys: usize, error: f64| CaseNoise { key: key(keys), deviation: 4.0 * error, offset: -error, error };
+        Calibration {
+            calibration_version: 1,
+            suite: "ci".into(),
+            device: "example-9000".into(),
+            date: "2026-01-02T03:04:05Z".into(),
+            commit: "0123456789abcdef".into(),
+            fingerprint: Default::default(),
+            pairs: 40,
+            measured_s: 432.1,
+            case_rate: Rate { value: 0.0391, upper: 0.0652 },
+            windows: 15,
+            gate_rate_extrapolated: Rate { value: 0.0075, upper: 0.0183 },
+            numeric: [(0.01, 0), (0.02, 2), (0.05, 3), (0.1, 3)]
+                .map(|(slowdown, found)| Found { slowdown, found, of: 3 })
+                .to_vec(),
+            physical: [(0.01, Verdict::Inconclusive), (0.1, Verdict::Regressed)]
+                .map(|(slowdown, verdict)| Injected {
+                    key: key(256),
+                    slowdown,
+                    measured: slowdown + 0.001,
+                    numeric: slowdown - 0.002,
+                    verdict,
+                    numeric_verdict: verdict,
+                })
+                .to_vec(),
+            passes: true,
+            cases: vec![noise(256, 0.002), noise(512, 0.02), noise(1024, 0.005)],
+        }
+    }
+
+    #[test]
+    fn at_80_and_120_columns() {
+        for width in [80, 120] {
+            let text = calibration_text(&calibration(), &Policy::default(), Style { width, colour: false });
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+            insta::assert_snapshot!(format!("calibration_at_{width}"), text);
+        }
+    }
+}

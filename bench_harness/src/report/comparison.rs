@@ -199,7 +199,7 @@ fn tone_of(verdict: Verdict) -> Tone {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{Baseline, compare};
+    use crate::compare::{Baseline, Finding, compare};
     use crate::gate::policy::Policy;
     use crate::record::{CaseResult, Disposition, Record, sample};
 
@@ -272,6 +272,31 @@ mod tests {
         let text = gate_text(&report, Style { width: 100, colour: false });
         assert!(text.starts_with("judged "), "{text}");
         assert!(text.lines().nth(1).is_some_and(|line| line.contains("regressed")), "{text}");
+    }
+
+    #[test]
+    fn what_was_accepted_comes_first_and_families_last() {
+        let mut report = crate::gate::outcome::report(comparison(), true, &Policy::default(), false);
+        let acceptance = Acceptance {
+            case: "cpu/flash/*".into(),
+            metric: "latency_ns_median".into(),
+            at_most: Some(0.3),
+            reason: "rows of NaN are right now, which costs a pass over the scores".into(),
+            by: "a maintainer".into(),
+            expires: "2026-12-31".into(),
+            commit: None,
+        };
+        report.accepted.push(Accepted { acceptance, cases: vec!["a".into(), "b".into()] });
+        for (family, verdict) in [("cpu/flash", Verdict::Regressed), ("cpu/flash prefill", Verdict::Unchanged)] {
+            let ratio = crate::metric::Estimate::exact(1.012);
+            let finding = Finding { ratio: Some(ratio), ..Finding::bare(verdict, "1.2 % slower on average") };
+            report.families.push(FamilyFinding { family: family.into(), cases: 12, finding });
+        }
+        for width in [80, 120] {
+            let text = gate_text(&report, Style { width, colour: false });
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+            insta::assert_snapshot!(format!("gate_at_{width}"), text);
+        }
     }
 
     #[test]

@@ -2,5 +2,6 @@
 
 mod exit_codes;
 mod machine;
+mod paired;
 mod pairs;
 mod stored;

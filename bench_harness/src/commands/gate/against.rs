@@ -160,7 +160,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     }
     super::print(&report, args.common.json)?;
     eprintln!("\nreport: {}", out.display());
-    super::keep(args, &report, Some(base.name()), Some(head.name()))?;
+    // Two states of the working tree on one commit are no two tries of one gate.
+    let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };
+    super::keep(args, &report, Some(base.commit), Some(head))?;
     Ok(report.exit())
 }
 
@@ -201,23 +203,30 @@ pub(super) fn rules(args: &Args, sources: &Sources, base: &Snapshot, head: &Snap
 }
 
 /// The outcome where a worker of base cannot take part at all: nothing can be compared then. A worker of head that cannot
-/// is a regression of every case, which the rounds show.
+/// is a regression of every case, which the rounds show; so is a provider that neither side supports here.
 fn refused(hellos: &pairs::Hellos) -> anyhow::Result<Option<Exit>> {
     for (provider, sides) in hellos {
-        for (side, hello) in [("base", &sides.base), ("head", &sides.head)] {
-            match hello {
-                Err(Failure::Interrupted) => bail!("interrupted"),
-                Err(Failure::Refused(error)) if error.kind == ErrorKind::Invalid => {
-                    eprintln!("not comparable: {side}: {error}");
-                    return Ok(Some(Exit::NotComparable));
-                }
-                Err(failure) if side == "base" => {
-                    eprintln!("failed: the worker of base for provider `{provider}` does not start: {failure}");
-                    return Ok(Some(Exit::Failed));
-                }
-                _ => {}
-            }
+        if let (Err(Failure::Interrupted), _) | (_, Err(Failure::Interrupted)) = (&sides.base, &sides.head) {
+            bail!("interrupted");
         }
+        let kind = |hello: &Result<_, Failure>| match hello {
+            Err(Failure::Refused(error)) => Some(error.kind),
+            _ => None,
+        };
+        let kinds = [kind(&sides.base), kind(&sides.head)];
+        let (exit, side, failure) = match (&sides.base, &sides.head) {
+            _ if kinds == [Some(ErrorKind::Unsupported); 2] => continue,
+            (Err(failure @ Failure::Refused(_)), _) => (Exit::NotComparable, "base", failure),
+            (Err(failure), _) => (Exit::Failed, "base", failure),
+            // Other inputs, or a protocol that nobody speaks here.
+            (_, Err(failure @ Failure::Refused(error))) if error.kind == ErrorKind::Invalid => {
+                (Exit::NotComparable, "head", failure)
+            }
+            _ => continue,
+        };
+        let outcome = if exit == Exit::Failed { "failed" } else { "not comparable" };
+        eprintln!("{outcome}: the worker of {side} for provider `{provider}` cannot take part: {failure}");
+        return Ok(Some(exit));
     }
     Ok(None)
 }
