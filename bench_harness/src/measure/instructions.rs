@@ -14,7 +14,7 @@ use attn_kernels::input::InputSpec;
 use crate::case::Mode;
 use crate::suite::PlannedCase;
 use crate::worker::client::{Failure, Surroundings, Worker, WorkerCommand};
-use crate::worker::protocol::{CaseRequest, Done, Measure, Measured, MemoryReport, Prepare, Prepared, Request};
+use crate::worker::protocol::{CaseRequest, Done, Measure, Measured, Memory, Prepare, Prepared, Request};
 
 /// What the functions around a timed call are named in workers; valgrind knows them by this pattern.
 pub const COUNTED_FUNCTION: &str = "*timed_call*";
@@ -94,7 +94,7 @@ pub fn count(
         poison_call: None,
     };
     worker.ask::<Measured>(Request::Measure(measure), TIMEOUT).map_err(said)?;
-    let memory = worker.ask::<MemoryReport>(Request::Memory, TIMEOUT).ok();
+    let memory = worker.ask::<Memory>(Request::Memory, TIMEOUT).ok();
     worker.ask::<Done>(Request::Release, TIMEOUT).map_err(said)?;
     worker.shutdown();
     let instructions = total(folder.path())?;

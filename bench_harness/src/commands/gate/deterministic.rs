@@ -32,7 +32,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut count_side = |set: &WorkerSet, case: &PlannedCase| -> Counts {
         let provider = &case.case.provider;
         let command = set.commands.get(provider).ok_or_else(|| format!("provider `{provider}` was not named"))?;
-        let mut once = || {
+        let mut once = || -> Result<Count, String> {
             let counted = count(command, case, rules.suite.seed, scratch.path(), stop.clone())?;
             if counted.isa.is_some() {
                 isa.clone_from(&counted.isa);
