@@ -121,7 +121,8 @@ impl Journal {
             return Err(fail(format!("its version is {}, this attnbench reads {VERSION}", journal.version)));
         }
         let usable = |values: &[f64]| values.iter().all(|value| value.is_finite());
-        let effect = journal.effect.as_ref().is_none_or(|effect| effect.log_ratio.is_finite() && effect.deviation >= 0.0);
+        let effect =
+            journal.effect.as_ref().is_none_or(|effect| effect.log_ratio.is_finite() && effect.deviation >= 0.0);
         if !effect || !journal.tests.iter().all(|test| usable(&test.log_ratios)) {
             return Err(fail("a ratio is no finite number".to_owned()));
         }

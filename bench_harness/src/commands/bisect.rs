@@ -98,7 +98,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         }
     };
     journal.save(&path)?;
-    eprintln!("{} commits between good and bad, at most {} tests; kept in {}", range.len(), graph.steps(), path.display());
+    eprintln!(
+        "{} commits between good and bad, at most {} tests; kept in {}",
+        range.len(),
+        graph.steps(),
+        path.display()
+    );
     let measurer = Measurer::new(&args.pairs, &builds, command, &rules, stop)?;
 
     let effect = match &journal.effect {

@@ -40,7 +40,8 @@ impl<'a> Simulation<'a> {
             return None;
         }
         let alone = policy.false_discovery_rate / survivors.max(1) as f64;
-        let sums = |pairs| if pairs < policy.confirm_pairs { None } else { CappedRanks::new(pairs).critical_sum(alone) };
+        let sums =
+            |pairs| if pairs < policy.confirm_pairs { None } else { CappedRanks::new(pairs).critical_sum(alone) };
         let screen = |times| CappedRanks::new(times * policy.screen_pairs).critical_sum(policy.screen_p);
         Some(Simulation {
             policy,
@@ -78,8 +79,8 @@ impl<'a> Simulation<'a> {
     /// The smallest effect that would have been found in this noise.
     fn smallest(&self, screen: &[f64], confirm: &[f64], calibrated_error: Option<f64>) -> Option<f64> {
         let confirm_sum = (*self.confirm_sums.get(confirm.len())?)?;
-        let above_floor =
-            floor(self.policy.floor, self.policy, confirm, calibrated_error) - hodges_lehmann::one_sample_estimate(confirm)?;
+        let above_floor = floor(self.policy.floor, self.policy, confirm, calibrated_error)
+            - hodges_lehmann::one_sample_estimate(confirm)?;
         let look = look_pairs(self.policy);
         let mut effect = raised(above_floor, confirm, confirm_sum);
         effect = raised(effect, screen, self.screen_sums[usize::from(screen.len() > self.policy.screen_pairs)]);

@@ -42,7 +42,9 @@ pub fn check_tools() -> Result<(), String> {
     for (tool, package) in [("valgrind", "valgrind"), ("setarch", "util-linux")] {
         let found = std::process::Command::new(tool).arg("--version").output();
         if !found.is_ok_and(|output| output.status.success()) {
-            return Err(format!("counting instructions: `{tool}` cannot be started; install it (apt-get install {package})"));
+            return Err(format!(
+                "counting instructions: `{tool}` cannot be started; install it (apt-get install {package})"
+            ));
         }
     }
     Ok(())
@@ -110,7 +112,9 @@ fn total(folder: &Path) -> Result<u64, String> {
         sum += total_of(&text).unwrap_or(0);
     }
     if sum == 0 {
-        return Err("callgrind counted nothing: this build's worker has no function that says where a call begins".into());
+        return Err(
+            "callgrind counted nothing: this build's worker has no function that says where a call begins".into()
+        );
     }
     Ok(sum)
 }

@@ -34,7 +34,8 @@ fn scores(differences: &[f64], score: impl Fn(usize) -> usize) -> Option<(Vec<us
     }
     let magnitudes: Vec<f64> = differences.iter().map(|value| value.abs()).collect();
     let scores = doubled_ranks(&magnitudes).into_iter().map(score);
-    let signed: Vec<(usize, f64)> = scores.zip(differences.iter().copied()).filter(|(_, value)| *value != 0.0).collect();
+    let signed: Vec<(usize, f64)> =
+        scores.zip(differences.iter().copied()).filter(|(_, value)| *value != 0.0).collect();
     let observed = signed.iter().filter(|(_, value)| *value > 0.0).map(|(score, _)| score).sum();
     Some((signed.into_iter().map(|(score, _)| score).collect(), observed))
 }

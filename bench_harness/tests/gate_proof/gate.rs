@@ -4,7 +4,9 @@ use std::convert::Infallible;
 
 use attn_kernels::tensor::TensorName;
 use attnbench::case::{CaseKey, Mode};
-use attnbench::compare::{BASELINE_VERSION, Baseline, Finding, MetricComparison, Session, SessionCase, SessionError, Verdict};
+use attnbench::compare::{
+    BASELINE_VERSION, Baseline, Finding, MetricComparison, Session, SessionCase, SessionError, Verdict,
+};
 use attnbench::gate::drive::{PairSource, drive};
 use attnbench::gate::exit::Exit;
 use attnbench::gate::outcome::{PairResults, judge_pairs};
@@ -60,8 +62,7 @@ pub(crate) fn gate(noise: Noise, slowdowns: &[f64], policy: &Policy, seed: u64) 
         control_ratios: Vec::new(),
     };
     let Ok(findings) = drive(policy, &mut simulated);
-    let slower: Vec<usize> =
-        (0..CASES).filter(|&case| findings[case].verdict == Verdict::Regressed).collect();
+    let slower: Vec<usize> = (0..CASES).filter(|&case| findings[case].verdict == Verdict::Regressed).collect();
     let Simulated { mut machine, cases, control_ratios, .. } = simulated;
     let (base, head) = (side(&cases, machine.rng()), side(&cases, machine.rng()));
     let results = PairResults {

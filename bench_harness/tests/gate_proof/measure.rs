@@ -21,8 +21,7 @@ pub(crate) struct Unchanged {
 }
 
 pub(crate) fn unchanged(noise: Noise, policy: &Policy, gates: u64) -> Unchanged {
-    let all: Vec<Outcome> =
-        (0..gates).into_par_iter().map(|seed| gate(noise, &[0.0; CASES], policy, seed)).collect();
+    let all: Vec<Outcome> = (0..gates).into_par_iter().map(|seed| gate(noise, &[0.0; CASES], policy, seed)).collect();
     let share = |is: &dyn Fn(&Outcome) -> bool| Share { of: gates, count: all.iter().filter(|o| is(o)).count() as u64 };
     let pairs: Vec<f64> = all.iter().map(|outcome| outcome.pairs as f64 / CASES as f64).collect();
     let mean = pairs.iter().sum::<f64>() / gates as f64;

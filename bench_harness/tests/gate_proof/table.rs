@@ -26,7 +26,9 @@ fn main() {
     let started = Instant::now();
     println!("{gates} gates of {CASES} cases a noise; 95 % intervals in brackets.\n");
     println!("Two builds that do not differ:\n");
-    println!("| noise of a side a round | exit not 0 | a case | a family | controls | undecided | other metrics | pairs a case | median MDE |");
+    println!(
+        "| noise of a side a round | exit not 0 | a case | a family | controls | undecided | other metrics | pairs a case | median MDE |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for noise in Noise::ALL {
         let seen = unchanged(noise, &policy, gates);

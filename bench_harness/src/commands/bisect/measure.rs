@@ -23,7 +23,10 @@ const BUDGET: Duration = Duration::from_secs(6 * 3600);
 pub(super) enum Measured {
     Done,
     /// A side does not build, or its case does not run.
-    Failed { is_head: bool, reason: String },
+    Failed {
+        is_head: bool,
+        reason: String,
+    },
 }
 
 pub(super) struct Measurer<'a> {

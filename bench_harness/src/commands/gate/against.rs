@@ -182,7 +182,13 @@ pub(super) fn base(args: &Args, sources: &Sources) -> anyhow::Result<Snapshot> {
     Ok(sources.merge_base(args.target.clone().or_else(of_ci).as_deref())?)
 }
 
-pub(super) fn rules(args: &Args, sources: &Sources, base: &Snapshot, head: &Snapshot, cpu: &CpuInfo) -> anyhow::Result<Rules> {
+pub(super) fn rules(
+    args: &Args,
+    sources: &Sources,
+    base: &Snapshot,
+    head: &Snapshot,
+    cpu: &CpuInfo,
+) -> anyhow::Result<Rules> {
     let today = jiff::Zoned::now().date().to_string();
     let source = RuleSource { sources, base, head, device: &cpu.slug(), today: &today };
     let mut rules = source.read(&args.pairs.suite, args.common.policy()?)?;

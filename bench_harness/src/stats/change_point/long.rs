@@ -49,8 +49,7 @@ fn placed(values: &[f64], before: f64, after: f64) -> Option<(usize, usize, usiz
     let is_place = |at: &usize| values[*at].is_finite();
     let best = (0..values.len()).filter(is_place).min_by(|&a, &b| costs[a].total_cmp(&costs[b]))?;
     let level = |at: usize| if at < best { before } else { after };
-    let deviations: Vec<f64> =
-        (0..values.len()).filter(is_place).map(|at| (values[at] - level(at)).abs()).collect();
+    let deviations: Vec<f64> = (0..values.len()).filter(is_place).map(|at| (values[at] - level(at)).abs()).collect();
     let near = costs[best] + NEARLY * median(&deviations)?;
     let low = (0..=best).rev().take_while(|&at| costs[at] <= near).last()?;
     let high = (best..values.len()).take_while(|&at| costs[at] <= near).last()?;

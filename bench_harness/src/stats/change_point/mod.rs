@@ -254,8 +254,7 @@ impl Series {
         }
         let count = changes.len() as f64;
         let with = self.in_any_noise(changes);
-        let Drift { no_change, trend, any } =
-            *self.drift.get_or_init(|| Drift::of(self));
+        let Drift { no_change, trend, any } = *self.drift.get_or_init(|| Drift::of(self));
         let gains = (0..changes.len()).map(|which| {
             let others = without(changes, which);
             let drift = if others.is_empty() {
