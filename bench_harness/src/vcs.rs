@@ -3,6 +3,7 @@
 //! Nothing here runs the `git` program, so a record can be made where it is not installed.
 
 mod check_out;
+pub mod range;
 mod sources;
 
 use std::path::{Path, PathBuf};

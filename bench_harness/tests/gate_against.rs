@@ -14,7 +14,7 @@ use serde_json::Value;
 use support::dishonest_provider;
 
 /// Few pairs, so that a gate takes seconds; nothing is asked of what it decides beside regressions.
-const POLICY: &str = "screen_pairs = 4\nconfirm_pairs = 7\nmax_pairs = 11\nsimulations = 20\ninput_seeds = 2\npair_samples \
+const POLICY: &str = "false_discovery_rate = 0.02\nscreen_pairs = 4\nconfirm_pairs = 7\nmax_pairs = 11\nsimulations = 20\ninput_seeds = 2\npair_samples \
                       = 4\nmax_mde = 1000.0\nmin_decided = 0.0\nmargin = 0.5\ncontrol_floor = 100.0\n";
 
 struct Project {

@@ -1,6 +1,7 @@
 //! `attnbench gate`: may this change go in?
 
 pub(super) mod against;
+mod deterministic;
 pub(super) mod pairs;
 
 use std::path::PathBuf;
@@ -53,6 +54,9 @@ pub struct Args {
     /// Keep the outcome in this history: a file, or a server as postgresql://USER@HOST/DATABASE
     #[arg(long, value_name = "PATH|URL")]
     store: Option<String>,
+    /// Count instructions under valgrind instead of measuring times: for machines whose clocks mean little
+    #[arg(long, conflicts_with_all = ["records", "resume", "out", "store"])]
+    deterministic: bool,
     /// Every inconclusive case makes the gate undecided
     #[arg(long)]
     strict: bool,
@@ -71,6 +75,9 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if let Some(store) = &args.store {
         // A store that cannot take the outcome is found before there is one.
         open(store)?;
+    }
+    if args.deterministic {
+        return deterministic::run(&args);
     }
     let Some(baseline) = &args.baseline else { return against::run(&args) };
     let mut policy = args.common.policy()?.unwrap_or_default();

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod baseline;
+pub mod bisect;
 pub mod calibrate;
 pub mod compare;
 pub mod completions;
@@ -40,6 +41,7 @@ pub enum Command {
     Gate(gate::Args),
     Accept(accept::Args),
     Calibrate(calibrate::Args),
+    Bisect(bisect::Args),
     Baseline(baseline::Args),
     History(history::Args),
     Ratios(ratios::Args),
@@ -64,6 +66,7 @@ impl Command {
             Command::Gate(args) => gate::run(args),
             Command::Accept(args) => accept::run(args),
             Command::Calibrate(args) => calibrate::run(args),
+            Command::Bisect(args) => bisect::run(args),
             Command::Baseline(args) => baseline::run(args),
             Command::History(args) => history::run(args),
             Command::Ratios(args) => ratios::run(args),

@@ -13,8 +13,9 @@ use rand_pcg::Pcg64;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{self, Evidence, PairedCase, Step, p_value};
+use super::plan::{self, Evidence, PairedCase, Step};
 use super::policy::Policy;
+use super::stages::p_value;
 use crate::case::CaseKey;
 use crate::compare::Verdict;
 use crate::files::{DocumentKind, Problem, parse_document};
@@ -180,7 +181,7 @@ pub fn case_rate(cases: &[PairedCase], policy: &Policy) -> (Rate, usize) {
         .filter(|case| case.log_ratios.len() >= length)
         .map(|case| {
             let windows = case.log_ratios.chunks_exact(length);
-            windows.map(|window| p_value(window, Alternative::Greater, policy) <= ALPHA).collect()
+            windows.map(|window| p_value(window, Alternative::Greater) <= ALPHA).collect()
         })
         .collect();
     let count = alarms.iter().map(Vec::len).sum::<usize>();

@@ -1,7 +1,7 @@
 //! Whether the controls beside base and head differ: then it is not the kernels that do.
 
-use super::plan::p_value;
 use super::policy::Policy;
+use super::stages::p_value;
 use crate::compare::verdict::change;
 use crate::stats::{Alternative, hodges_lehmann};
 
@@ -9,7 +9,7 @@ use crate::stats::{Alternative, hodges_lehmann};
 /// of a ratio and does not show.
 pub fn difference(ratios: &[f64], policy: &Policy) -> Option<String> {
     let shift = hodges_lehmann::one_sample(ratios, 0.95)?;
-    let p = p_value(ratios, Alternative::TwoSided, policy);
+    let p = p_value(ratios, Alternative::TwoSided);
     let differs = p <= policy.control_alpha && shift.estimate.abs() > policy.control_floor.ln_1p();
     differs.then(|| format!("{} beside head than beside base, p = {p:.1e}", change(shift.estimate)))
 }

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::plan::{PairedCase, floor, p_value};
+use super::plan::{PairedCase, floor};
 use super::policy::Policy;
+use super::stages::{look_pairs, p_value};
 use crate::compare::verdict::{Finding, Verdict, change, percent};
 use crate::metric::Estimate;
 use crate::stats::{Alternative, fdr, hodges_lehmann};
@@ -53,20 +54,39 @@ pub fn families(policy: &Policy, cases: &[PairedCase]) -> Vec<(String, Vec<usize
     found
 }
 
-/// The members of families that look slower, which therefore need the pairs of the confirmation. Nothing while a case
-/// still lacks pairs of the screen.
-pub(super) fn to_confirm(policy: &Policy, cases: &[PairedCase]) -> Vec<usize> {
+/// How many pairs of each case the confirmation of families needs: those of the members of families that look slower, until
+/// a look at the first of them says otherwise. Nothing while a case still lacks pairs of the screen.
+pub(super) fn wanted(policy: &Policy, cases: &[PairedCase]) -> Vec<usize> {
+    let mut wanted = vec![0; cases.len()];
     let is_waiting = |case: &PairedCase| !case.is_closed && case.log_ratios.len() < policy.screen_pairs;
     if cases.iter().any(is_waiting) {
-        return Vec::new();
+        return wanted;
     }
-    let slower = families(policy, cases).into_iter().filter(|(_, members)| is_slower(policy, cases, members));
-    slower.flat_map(|(_, members)| members).collect()
+    let look = policy.screen_pairs + look_pairs(policy);
+    for (_, members) in families(policy, cases).into_iter().filter(|(_, members)| is_slower(policy, cases, members)) {
+        let has_look = members.iter().all(|&member| cases[member].log_ratios.len() >= look);
+        let whole = has_look && !is_futile(policy, cases, &members);
+        let pairs = if whole { policy.screen_pairs + policy.confirm_pairs } else { look };
+        for member in members {
+            wanted[member] = wanted[member].max(pairs);
+        }
+    }
+    wanted
 }
 
+/// A confirmation takes pairs of all members, so it needs an effect that would matter beside a small p.
 fn is_slower(policy: &Policy, cases: &[PairedCase], members: &[usize]) -> bool {
     let screen = means(cases, members, 0, policy.screen_pairs);
-    p_value(&screen, Alternative::Greater, policy) <= policy.family_screen_p
+    let matters = hodges_lehmann::one_sample_estimate(&screen)
+        .is_some_and(|estimate| estimate > 0.5 * policy.family_floor.ln_1p());
+    matters && p_value(&screen, Alternative::Greater) <= policy.family_screen_p
+}
+
+/// Whether the first pairs of the confirmation, which all members have, show too little for the rest.
+fn is_futile(policy: &Policy, cases: &[PairedCase], members: &[usize]) -> bool {
+    let look = look_pairs(policy);
+    let pairs = means(cases, members, policy.screen_pairs, policy.screen_pairs + look);
+    look < policy.confirm_pairs && p_value(&pairs, Alternative::Greater) > policy.look_p
 }
 
 /// The mean over members of each pair from `start` to `end`.
@@ -94,7 +114,7 @@ pub fn judge(policy: &Policy, cases: &[PairedCase]) -> Vec<FamilyFinding> {
         })
         .collect();
     let tested: Vec<&Vec<f64>> = chosen.iter().flatten().collect();
-    let p_values: Vec<f64> = tested.iter().map(|pairs| p_value(pairs, Alternative::Greater, policy)).collect();
+    let p_values: Vec<f64> = tested.iter().map(|pairs| p_value(pairs, Alternative::Greater)).collect();
     let discovered = fdr::discoveries(&p_values, policy.family_false_discovery_rate);
     let mut tests = p_values.iter().zip(discovered);
     families

@@ -5,25 +5,29 @@
 //!
 //! A/B pairs pass through three stages, told apart by their number alone:
 //!
-//! 1. *Screen.* Every case gets `screen_pairs`; a one-sided p of at most `screen_p`, either way, goes on.
-//! 2. *Confirm.* `confirm_pairs` new ones for those, and for families that look slower ([`super::families`]), judged on the new pairs alone by Benjamini-Hochberg, so that
-//!    having been selected earns nothing. Confirmed and beyond the floor is `regressed` or `improved`.
+//! 1. *Screen.* Every case gets `screen_pairs`, or twice as many where it is noisy; a one-sided p of at most `screen_p` (`screen_p_faster` the other way) goes on.
+//! 2. *Confirm.* `confirm_pairs` new ones for those only, judged on the new pairs alone by Benjamini-Hochberg, so that
+//!    having been selected earns nothing; given up after `look_pairs` where these show nothing. Confirmed and beyond the
+//!    floor is `regressed` or `improved`.
 //! 3. *Extra.* What is still open gets `extra_pairs` at a time up to `max_pairs`, while measuring is possible. These may
 //!    show that a case is `unchanged`, never that it regressed.
 //!
+//! Families of cases go through the first two stages as their means do ([`super::families`]).
+//!
 //! Stored sessions are the simplest use: nothing can be measured again, so the answer is always a decision.
 
-use rand::{RngExt, SeedableRng};
-use rand_pcg::Pcg64;
+pub use super::mde::mde;
 
 use super::families;
+use super::mde::Simulation;
 use super::policy::Policy;
+use super::stages::{Screen, look_pairs, screen_pairs};
 use crate::case::CaseKey;
 use crate::compare::latency::{self, StoredCase};
 use crate::compare::verdict::{Finding, Verdict, change, percent};
 use crate::metric::Estimate;
 use crate::stats::noise::standard_deviation;
-use crate::stats::{Alternative, fdr, hodges_lehmann, signed_rank};
+use crate::stats::{fdr, hodges_lehmann, signed_rank};
 
 /// What is known so far.
 #[derive(Clone, Copy, Debug)]
@@ -75,14 +79,9 @@ pub fn next(policy: &Policy, evidence: &Evidence<'_>) -> Step {
 }
 
 fn next_pairs(policy: &Policy, cases: &[PairedCase], may_measure: bool) -> Step {
-    let screened: Vec<Screen> = cases.iter().map(|case| Screen::of(case, policy)).collect();
-    let in_families = families::to_confirm(policy, cases);
-    let wanted = |i: usize| match screened[i] {
-        Screen::Incomplete => policy.screen_pairs,
-        Screen::Slower | Screen::Faster => policy.screen_pairs + policy.confirm_pairs,
-        Screen::Passed if in_families.contains(&i) => policy.screen_pairs + policy.confirm_pairs,
-        Screen::Passed => 0,
-    };
+    let screened: Vec<Screen> = cases.iter().map(|case| Screen::of(&case.log_ratios, policy)).collect();
+    let by_family = families::wanted(policy, cases);
+    let wanted = |i: usize| screened[i].wanted(&cases[i].log_ratios, policy).max(by_family[i]);
     if may_measure {
         let incomplete = |i: &usize| screened[*i] == Screen::Incomplete;
         let open = |i: &usize| !cases[*i].is_closed && cases[*i].log_ratios.len() < wanted(*i);
@@ -109,36 +108,12 @@ fn next_pairs(policy: &Policy, cases: &[PairedCase], may_measure: bool) -> Step 
         }
     }
     let survivors = screened.iter().filter(|screen| **screen == Screen::Slower).count();
-    let with_mde = |(case, finding): (&PairedCase, Finding)| Finding { mde: mde(policy, case, survivors), ..finding };
+    let simulation = Simulation::new(policy, survivors);
+    let with_mde = |(case, finding): (&PairedCase, Finding)| Finding {
+        mde: simulation.as_ref().and_then(|simulation| simulation.mde(case)),
+        ..finding
+    };
     Step::Decided(cases.iter().zip(findings).map(with_mde).collect())
-}
-
-/// What the first pairs say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Screen {
-    Incomplete,
-    Slower,
-    Faster,
-    Passed,
-}
-
-impl Screen {
-    fn of(case: &PairedCase, policy: &Policy) -> Screen {
-        let Some(pairs) = case.log_ratios.get(..policy.screen_pairs) else { return Screen::Incomplete };
-        if p_value(pairs, Alternative::Greater, policy) <= policy.screen_p {
-            Screen::Slower
-        } else if p_value(pairs, Alternative::Less, policy) <= policy.screen_p {
-            Screen::Faster
-        } else {
-            Screen::Passed
-        }
-    }
-}
-
-/// The p-value of some pairs. A generator of its own for each keeps a verdict independent of the other cases.
-pub(super) fn p_value(pairs: &[f64], alternative: Alternative, policy: &Policy) -> f64 {
-    let draws = (100.0 / policy.false_discovery_rate).ceil() as usize * 100;
-    signed_rank::p_value(pairs, alternative, draws, &mut Pcg64::seed_from_u64(policy.seed))
 }
 
 /// Everything that a decision needs.
@@ -155,10 +130,9 @@ impl<'a> Decision<'a> {
     fn of(policy: &'a Policy, cases: &'a [PairedCase], screened: &'a [Screen]) -> Decision<'a> {
         let mut p_values = vec![1.0; cases.len()];
         let mut confirmed = vec![false; cases.len()];
-        for (screen, alternative) in [(Screen::Slower, Alternative::Greater), (Screen::Faster, Alternative::Less)] {
+        for screen in [Screen::Slower, Screen::Faster] {
             let family: Vec<usize> = (0..cases.len()).filter(|&i| screened[i] == screen).collect();
-            let p: Vec<f64> =
-                family.iter().map(|&i| p_value(confirmation(&cases[i], policy), alternative, policy)).collect();
+            let p: Vec<f64> = family.iter().map(|&i| screen.confirmed_p(&cases[i].log_ratios, policy)).collect();
             for ((&i, &p), found) in family.iter().zip(&p).zip(fdr::discoveries(&p, policy.false_discovery_rate)) {
                 p_values[i] = p;
                 confirmed[i] = found;
@@ -174,13 +148,17 @@ impl<'a> Decision<'a> {
     fn finding(&self, i: usize) -> Finding {
         let case = &self.cases[i];
         if self.screened[i] == Screen::Incomplete {
-            let reason = format!("too few rounds: {} (needs {})", case.log_ratios.len(), self.policy.screen_pairs);
+            let needed = screen_pairs(&case.log_ratios, self.policy);
+            let reason = format!("too few rounds: {} (needs {needed})", case.log_ratios.len());
             return Finding::bare(Verdict::Inconclusive, reason);
         }
+        if !case.log_ratios.iter().all(|ratio| ratio.is_finite()) {
+            return Finding::bare(Verdict::Inconclusive, "a pair has no finite ratio: a time was zero or missing");
+        }
         // A screened effect is estimated from the pairs that it was not selected by.
-        let confirmation = confirmation(case, self.policy);
+        let confirmation = self.screened[i].confirmation(&case.log_ratios, self.policy);
         let told = if confirmation.is_empty() { &case.log_ratios[..] } else { confirmation };
-        let shift = hodges_lehmann::one_sample(told, 0.95).expect("there are pairs, and a p-value needs them finite");
+        let shift = hodges_lehmann::one_sample(told, 0.95).expect("there are pairs, and they are finite");
         let ratio = Estimate {
             value: shift.estimate.exp(),
             low: shift.interval.low.exp(),
@@ -221,7 +199,10 @@ impl<'a> Decision<'a> {
         }
         let same = |screen: &&Screen| **screen == self.screened[i];
         let alone = policy.false_discovery_rate / self.screened.iter().filter(same).count() as f64;
-        let have = confirmation(case, policy).len();
+        if self.screened[i].is_futile(&case.log_ratios, policy) {
+            return format!("{seen}, screened and not seen again in {} new pairs", look_pairs(policy));
+        }
+        let have = self.screened[i].confirmation(&case.log_ratios, policy).len();
         if signed_rank::smallest_p(have) > alone {
             let needed = signed_rank::pairs_needed(alone).unwrap_or(usize::MAX);
             return format!("{seen}, too few rounds to confirm: {have} (needs {needed})");
@@ -233,59 +214,8 @@ impl<'a> Decision<'a> {
     }
 }
 
-/// The pairs of the second stage, as far as they were measured. Those of a case that never was to be confirmed are extra
-/// ones, which the caller does not ask about.
-fn confirmation<'a>(case: &'a PairedCase, policy: &Policy) -> &'a [f64] {
-    if !matches!(Screen::of(case, policy), Screen::Slower | Screen::Faster) {
-        return &[];
-    }
-    let end = case.log_ratios.len().min(policy.screen_pairs + policy.confirm_pairs);
-    &case.log_ratios[policy.screen_pairs..end]
-}
-
 /// The smallest log ratio that may be called a change: `least`, or what two builds of one commit may differ by.
 pub(super) fn floor(least: f64, policy: &Policy, pairs: &[f64], calibrated_error: Option<f64>) -> f64 {
     let own = || standard_deviation(pairs).map_or(0.0, |deviation| deviation / (pairs.len() as f64).sqrt());
     least.ln_1p().max(policy.floor_standard_errors * calibrated_error.unwrap_or_else(own))
-}
-
-/// The smallest true slowdown that screen, confirmation and floor would have found with the policy's power: the same
-/// stages are simulated on the case's own noise, which is its pairs less their centre with random signs. `survivors` is
-/// the size of the family that it would be confirmed in. `None` where there are too few pairs, where no effect below a
-/// factor of e would be found, or where the policy asks for no simulations.
-pub fn mde(policy: &Policy, case: &PairedCase, survivors: usize) -> Option<f64> {
-    if policy.simulations == 0 || case.log_ratios.len() < policy.screen_pairs {
-        return None;
-    }
-    let centre = hodges_lehmann::one_sample(&case.log_ratios, 0.95)?.estimate;
-    let noise: Vec<f64> = case.log_ratios.iter().map(|ratio| ratio - centre).collect();
-    let alone = policy.false_discovery_rate / survivors.max(1) as f64;
-    let finds = |effect: f64| {
-        // The same draws for every effect make the power rise with it.
-        let mut rng = Pcg64::seed_from_u64(policy.seed ^ 0x006d_6465);
-        let mut draw = |pairs: usize| -> Vec<f64> {
-            let mut one = || if rng.random::<bool>() { 1.0 } else { -1.0 } * noise[rng.random_range(0..noise.len())];
-            (0..pairs).map(|_| effect + one()).collect()
-        };
-        let found = (0..policy.simulations)
-            .filter(|_| {
-                let (screen, confirm) = (draw(policy.screen_pairs), draw(policy.confirm_pairs));
-                p_value(&screen, Alternative::Greater, policy) <= policy.screen_p
-                    && p_value(&confirm, Alternative::Greater, policy) <= alone
-                    && hodges_lehmann::one_sample(&confirm, 0.95).map_or(0.0, |shift| shift.estimate)
-                        > floor(policy.floor, policy, &confirm, case.calibrated_error)
-            })
-            .count();
-        found as f64 >= policy.power * policy.simulations as f64
-    };
-    let (mut missed, mut found) = (0.0, 1.0);
-    if !finds(found) {
-        return None;
-    }
-    // To a hundredth of its value, or a hundredth of a percent.
-    while found - missed > 1e-4f64.max(0.01 * found) {
-        let middle = 0.5 * (missed + found);
-        if finds(middle) { found = middle } else { missed = middle }
-    }
-    Some(found.exp_m1())
 }

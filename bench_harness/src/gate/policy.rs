@@ -21,12 +21,18 @@ pub struct Policy {
     /// Share of the cases called regressed that may be wrong (Benjamini-Hochberg).
     pub false_discovery_rate: f64,
 
-    /// A/B: pairs that every case gets first.
+    /// A/B: pairs that every case gets first, or twice as many where it is noisy.
     pub screen_pairs: usize,
     /// A/B: one-sided p at which a case goes on to confirmation.
     pub screen_p: f64,
-    /// A/B: new pairs, in fresh processes, for the cases that go on.
+    /// A/B: the same for a case that seems faster, which fails no gate.
+    pub screen_p_faster: f64,
+    /// A/B: new pairs, in fresh processes, for the cases that go on, and more where noise asks for it.
     pub confirm_pairs: usize,
+    /// A/B: after so many of them,
+    pub look_pairs: usize,
+    /// a case whose one-sided p is above this is given up: nothing would come of the rest.
+    pub look_p: f64,
     /// A/B: pairs of each further try to show that a case is unchanged.
     pub extra_pairs: usize,
     /// A/B: pairs of a case at most.
@@ -60,6 +66,8 @@ pub struct Policy {
     /// Stored baselines: where the controls of two sides differ by more, the machine was another one in effect.
     pub max_drift: f64,
 
+    /// Instructions of a call may grow by this share, where they are counted.
+    pub instructions_floor: f64,
     /// Extra memory may grow by this share,
     pub memory_share: f64,
     /// or by so many bytes, whichever is more.
@@ -89,12 +97,15 @@ impl Default for Policy {
             floor: 0.01,
             floor_standard_errors: 2.33,
             margin: 0.02,
-            false_discovery_rate: 0.02,
+            false_discovery_rate: 0.01,
             screen_pairs: 8,
             screen_p: 0.10,
-            confirm_pairs: 16,
+            screen_p_faster: 0.02,
+            confirm_pairs: 24,
+            look_pairs: 8,
+            look_p: 0.2,
             extra_pairs: 8,
-            max_pairs: 48,
+            max_pairs: 56,
             family_false_discovery_rate: 0.005,
             family_screen_p: 0.02,
             family_floor: 0.005,
@@ -108,6 +119,7 @@ impl Default for Policy {
             gross_standard_errors: 5.0,
             min_rounds: 3,
             max_drift: 0.10,
+            instructions_floor: 0.01,
             memory_share: 0.01,
             memory_slack_bytes: 64 << 10,
             accuracy_ratio: 1.5,
@@ -168,6 +180,7 @@ impl Policy {
             ("margin", self.margin),
             ("gross_threshold", self.gross_threshold),
             ("max_drift", self.max_drift),
+            ("instructions_floor", self.instructions_floor),
             ("memory_share", self.memory_share),
             ("accuracy_rise", self.accuracy_rise),
             ("max_mde", self.max_mde),
@@ -177,6 +190,8 @@ impl Policy {
         let shares = [
             ("false_discovery_rate", self.false_discovery_rate),
             ("screen_p", self.screen_p),
+            ("screen_p_faster", self.screen_p_faster),
+            ("look_p", self.look_p),
             ("family_false_discovery_rate", self.family_false_discovery_rate),
             ("family_screen_p", self.family_screen_p),
             ("control_alpha", self.control_alpha),
@@ -185,6 +200,7 @@ impl Policy {
         let counts = [
             ("screen_pairs", self.screen_pairs),
             ("confirm_pairs", self.confirm_pairs),
+            ("look_pairs", self.look_pairs),
             ("extra_pairs", self.extra_pairs),
             ("max_pairs", self.max_pairs),
             ("min_sessions", self.min_sessions),

@@ -7,6 +7,7 @@
 pub mod builder;
 pub mod case;
 pub mod controls;
+pub mod instructions;
 pub mod journal;
 pub mod pairs;
 pub mod run;

@@ -58,9 +58,6 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
                 },
             }],
             telemetry: None,
-            cycles: Vec::new(),
-            launches: Vec::new(),
-            device: None,
         }
     };
     let case: Case = case_id(kernel, keys).parse().expect("the id is of the grammar");

@@ -16,6 +16,7 @@ pub mod power_law;
 pub mod quantile;
 pub mod rank_sum;
 pub mod ranks;
+pub mod sequential;
 pub mod signed_rank;
 pub mod stopping;
 

@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "the table prints more than the tests compare")]
 mod measure;
 mod series;
+#[allow(dead_code, reason = "the table prints more than the tests compare")]
+#[path = "../support/simulated.rs"]
+mod simulated;
 
 use attnbench::stats::change_point::{PROVISIONAL, Settings, change_points};
 use measure::{false_alarms, power};
@@ -134,6 +137,16 @@ fn a_long_series_is_searched() {
     values[5000..].iter_mut().for_each(|value| *value *= 1.03);
     let found = indices(&values);
     assert!(found.len() == 1 && found[0].abs_diff(5000) <= 3, "{found:?}");
+    // Beyond what is searched value by value, wherever the step is, with spikes and gaps in it.
+    let mut values = Noise::Spiky.series(200_000, &mut generator(9, 1));
+    values[60_001..].iter_mut().for_each(|value| *value *= 1.05);
+    values.iter_mut().skip(59_990).step_by(7).for_each(|value| *value = f64::NAN);
+    let changes = change_points(&values, &Settings::default());
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert!(changes[0].index.abs_diff(60_001) <= 5, "{changes:?}");
+    assert!((changes[0].index_low..=changes[0].index_high).contains(&60_001), "{changes:?}");
+    assert!(indices(&vec![f64::NAN; 20_000]).is_empty());
+    assert!(indices(&vec![3.0; 20_000]).is_empty());
 }
 
 proptest! {

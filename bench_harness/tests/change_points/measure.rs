@@ -3,33 +3,12 @@
 use attnbench::stats::change_point::{Settings, change_points};
 
 use crate::series::{Noise, generator, with_step};
+use crate::simulated::Share;
 
 /// Values of a series.
 pub(crate) const LENGTH: usize = 300;
 /// A change this near to the step has found it.
 pub(crate) const NEAR: usize = 5;
-
-/// How many of so many series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    pub(crate) of: u64,
-    pub(crate) count: u64,
-}
-
-impl Share {
-    pub(crate) fn percent(self) -> f64 {
-        100.0 * self.count as f64 / self.of as f64
-    }
-
-    /// The 95 % interval of Wilson (1927), in percent.
-    pub(crate) fn interval(self) -> (f64, f64) {
-        const Z: f64 = 1.959_964;
-        let (n, p) = (self.of as f64, self.count as f64 / self.of as f64);
-        let centre = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-        let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        (100.0 * (centre - half).max(0.0), 100.0 * (centre + half).min(1.0))
-    }
-}
 
 /// Clean series with a change that is not provisional.
 pub(crate) fn false_alarms(noise: Noise, series: u64) -> Share {

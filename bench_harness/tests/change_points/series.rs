@@ -3,6 +3,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::simulated::normal;
+
 /// Noise around a level of 1, of 1 % where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Noise {
@@ -149,10 +151,4 @@ pub(crate) fn with_step(noise: Noise, n: usize, size: f64, rng: &mut Pcg64) -> (
 /// The generator of one simulated series: each has its own, so that figures do not depend on threads or order.
 pub(crate) fn generator(seed: u64, number: u64) -> Pcg64 {
     Pcg64::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(number))
-}
-
-/// A standard normal value (Box and Muller, 1958).
-fn normal(rng: &mut Pcg64) -> f64 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }

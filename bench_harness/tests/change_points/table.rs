@@ -7,13 +7,16 @@
 
 mod measure;
 mod series;
+#[path = "../support/simulated.rs"]
+mod simulated;
 
 use std::time::Instant;
 
 use attnbench::stats::change_point::{Settings, change_points};
-use measure::{LENGTH, NEAR, Share, false_alarms, power};
+use measure::{LENGTH, NEAR, false_alarms, power};
 use rayon::prelude::*;
 use series::{Noise, generator};
+use simulated::Share;
 
 fn main() {
     let count: u64 = std::env::args().nth(1).map_or(2000, |text| text.parse().expect("a number of series"));

@@ -117,7 +117,7 @@ fn too_little_evidence_is_said() {
     // Nothing of the confirmation: a screened effect alone never fails.
     let screened = decide(&[one((0..8).map(|i| 0.1 + 0.001 * f64::from(i)).collect())], &policy());
     assert_eq!(screened[0].verdict, Verdict::Inconclusive);
-    assert!(screened[0].reason.contains("too few rounds to confirm: 0 (needs 6)"), "{}", screened[0].reason);
+    assert!(screened[0].reason.contains("too few rounds to confirm: 0 (needs 7)"), "{}", screened[0].reason);
     // A closed case does not hold the others up.
     let mut cases = vec![one(vec![]), one(vec![])];
     cases[1].is_closed = false;

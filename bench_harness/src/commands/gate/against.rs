@@ -175,7 +175,7 @@ fn decided_now(rules: &Rules, run: &PairRun<'_>) -> Vec<crate::compare::Finding>
 }
 
 /// The commit that was named, else the merge base with the target branch.
-fn base(args: &Args, sources: &Sources) -> anyhow::Result<Snapshot> {
+pub(super) fn base(args: &Args, sources: &Sources) -> anyhow::Result<Snapshot> {
     if let Some(name) = &args.against {
         return Ok(sources.commit(name)?);
     }
@@ -183,7 +183,13 @@ fn base(args: &Args, sources: &Sources) -> anyhow::Result<Snapshot> {
     Ok(sources.merge_base(args.target.clone().or_else(of_ci).as_deref())?)
 }
 
-fn rules(args: &Args, sources: &Sources, base: &Snapshot, head: &Snapshot, cpu: &CpuInfo) -> anyhow::Result<Rules> {
+pub(super) fn rules(
+    args: &Args,
+    sources: &Sources,
+    base: &Snapshot,
+    head: &Snapshot,
+    cpu: &CpuInfo,
+) -> anyhow::Result<Rules> {
     let today = jiff::Zoned::now().date().to_string();
     let source = RuleSource { sources, base, head, device: &cpu.slug(), today: &today };
     let mut rules = source.read(&args.pairs.suite, args.common.policy()?)?;

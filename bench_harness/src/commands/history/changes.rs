@@ -14,7 +14,7 @@ use crate::history::csv::{self, Columns};
 use crate::history::point::SeriesKey;
 use crate::metric::Better;
 use crate::report::history;
-use crate::stats::change_point::{LONGEST_SERIES, Settings};
+use crate::stats::change_point::Settings;
 use crate::store::history::{Acceptance, HistoryStore, SeriesSummary};
 use crate::suite::CaseGlob;
 
@@ -42,9 +42,6 @@ pub(super) fn of_csv(path: &Path, columns: &Columns, better: Better, show: Show)
     let rows = csv::read(file, columns).with_context(reading)?;
     let observations: Vec<Observation> =
         rows.into_iter().map(|row| Observation { value: row.value, time: row.time, commit: row.commit }).collect();
-    if observations.len() > LONGEST_SERIES {
-        eprintln!("warning: only the last {LONGEST_SERIES} of {} values are searched", observations.len());
-    }
     let query = Query { better, provisional: show.provisional, settings: Settings::default(), is_accepted: &|_| false };
     let found = find(&observations, &query);
     if show.json {

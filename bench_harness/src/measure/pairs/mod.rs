@@ -103,7 +103,8 @@ impl<'a> PairRun<'a> {
     ) -> PairRun<'a> {
         // The seed of a round's inputs comes round again, so that the oracle's work is done once for each.
         let seeds = 0..u64::from(context.policy.input_seeds);
-        let verifiers = seeds.map(|number| Verifier::new(hash64(context.seed, number), context.scratch, number as usize)).collect();
+        let verifiers =
+            seeds.map(|number| Verifier::new(hash64(context.seed, number), context.scratch, number as usize)).collect();
         PairRun { context, state, journal, observer, verifiers }
     }
 

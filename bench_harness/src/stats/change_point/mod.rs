@@ -21,23 +21,27 @@
 //! Everything is deterministic. Positive series are judged by their logarithms, since noise and changes of times are
 //! relative.
 
+mod long;
 mod noise;
 mod outliers;
 mod partition;
 mod short_memory;
 
+use std::cell::OnceCell;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Interval, normal};
-use noise::{Filter, Fit, best_fit, correlations, long_memory};
+use noise::{Filter, Fit, best_fit, correlations, legendre, long_memory};
 use short_memory::RunningSums;
 
 /// Fewest values of a level.
 pub const SHORTEST_LEVEL: usize = 5;
 /// A change with at most so many values after it may yet go away: it is provisional.
 pub const PROVISIONAL: usize = 8;
-/// Longest series: the search for candidates takes up to the square of the length.
-pub const LONGEST_SERIES: usize = 50_000;
+/// Longest series that is searched value by value: the search takes up to the square of the length. Longer ones are searched
+/// by the medians of blocks first ([`long`]).
+pub const LONGEST_SERIES: usize = 5_000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,10 +87,12 @@ pub struct ChangePoint {
 }
 
 /// The changes of level of a series in the order of time, ascending by index. Values that are not finite are passed over
-/// like outliers. Of a series beyond [`LONGEST_SERIES`] only the last so many values are searched.
+/// like outliers.
 pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
-    let offset = values.len().saturating_sub(LONGEST_SERIES);
-    let mut places: Vec<usize> = (offset..values.len()).filter(|&t| values[t].is_finite()).collect();
+    if values.len() > LONGEST_SERIES {
+        return long::change_points_of_long(values, settings);
+    }
+    let mut places: Vec<usize> = (0..values.len()).filter(|&t| values[t].is_finite()).collect();
     let Some(&last) = places.last() else { return Vec::new() };
     let is_positive = places.iter().all(|&t| values[t] > 0.0);
     let scaled: Vec<f64> = places.iter().map(|&t| if is_positive { values[t].ln() } else { values[t] }).collect();
@@ -94,7 +100,7 @@ pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
     let kept = outliers::inliers(&scaled, 0.5 * quantum);
     places = kept.iter().map(|&t| places[t]).collect();
     let mut series = Series::new(kept.iter().map(|&t| scaled[t]).collect(), places, quantum);
-    let longest_plateau = ((last + 1 - offset) / 10).clamp(8, 40);
+    let longest_plateau = ((last + 1) / 10).clamp(8, 40);
     let mut changes = series.candidates();
     loop {
         changes = series.settle(changes, settings);
@@ -140,6 +146,27 @@ struct Series {
     /// Smallest sum of squared innovations that is taken for possible, by the values' resolution.
     least_squares: f64,
     sums: RunningSums,
+    /// How likely the values are without any change, once that was asked for.
+    drift: OnceCell<Drift>,
+}
+
+/// Twice the log likelihood of values without a change.
+#[derive(Clone, Copy)]
+struct Drift {
+    /// In noise that may wander.
+    no_change: f64,
+    /// Around a line.
+    trend: f64,
+    /// In the likeliest of wandering noise and curves.
+    any: f64,
+}
+
+impl Drift {
+    fn of(series: &Series) -> Drift {
+        let no_change = series.in_any_noise(&[]);
+        let trend = series.with_curve(&[], 1);
+        Drift { no_change, trend, any: no_change.max(series.with_curve(&[], 3)).max(series.with_curve(&[], 5)) }
+    }
 }
 
 impl Series {
@@ -154,7 +181,7 @@ impl Series {
         let resolution = quantum.max(1e-9 * largest);
         let least_squares = (values.len() as f64 * resolution * resolution / 12.0).max(f64::MIN_POSITIVE);
         let sums = RunningSums::new(&values);
-        Series { values, places, centre, least_squares, sums }
+        Series { values, places, centre, least_squares, sums, drift: OnceCell::new() }
     }
 
     /// Where changes may be: the best piecewise constant fit at a price that clean series of the same noise often pay.
@@ -184,14 +211,15 @@ impl Series {
 
     /// Twice the log likelihood of levels that change there in noise that may wander, less the cost of its second weight.
     fn in_any_noise(&self, changes: &[usize]) -> f64 {
-        let wandering = best_fit(&self.values, changes, 0, &long_memory());
+        let wandering = best_fit(&self.values, changes, &[], &long_memory());
         self.in_stable_noise(changes).max(self.likelihood(wandering.as_ref()) - 2.0)
     }
 
     /// Twice the log likelihood of levels and a polynomial through all of them, less the cost of its weights.
     fn with_curve(&self, changes: &[usize], degree: usize) -> f64 {
         let filters: Vec<Filter> = correlations().step_by(3).map(|memory| Filter { memory, gain: 1.0 }).collect();
-        self.likelihood(best_fit(&self.values, changes, degree, &filters).as_ref()) - 2.0 * degree as f64
+        let curves = legendre(degree, self.values.len());
+        self.likelihood(best_fit(&self.values, changes, &curves, &filters).as_ref()) - 2.0 * degree as f64
     }
 
     /// Drops candidates until each that is left is convincing, and moves those that are to their best places.
@@ -225,7 +253,8 @@ impl Series {
             return None;
         }
         let count = changes.len() as f64;
-        let (with, no_change) = (self.in_any_noise(changes), self.in_any_noise(&[]));
+        let with = self.in_any_noise(changes);
+        let Drift { no_change, trend, any } = *self.drift.get_or_init(|| Drift::of(self));
         let gains = (0..changes.len()).map(|which| {
             let others = without(changes, which);
             let drift = if others.is_empty() {
@@ -237,11 +266,9 @@ impl Series {
         });
         let (weakest, gain) = gains.enumerate().min_by(|a, b| a.1.total_cmp(&b.1))?;
         let all = with - COST_OF_A_STEP * count;
-        let trend = self.with_curve(&[], 1);
-        let drift = no_change.max(self.with_curve(&[], 3)).max(self.with_curve(&[], 5));
         let is_convincing = gain >= settings.drift_margin
             && all - trend >= settings.trend_margin * count
-            && all - drift >= settings.drift_margin + settings.trend_margin * (count - 1.0);
+            && all - any >= settings.drift_margin + settings.trend_margin * (count - 1.0);
         (!is_convincing).then_some(weakest)
     }
 
@@ -310,6 +337,7 @@ impl Series {
         self.values.drain(start..end);
         self.places.drain(start..end);
         self.sums = RunningSums::new(&self.values);
+        self.drift = OnceCell::new();
         let kept = changes.iter().filter(|&&change| change != end && (change != start || is_change));
         kept.map(|&change| if change > end { change - (end - start) } else { change }).collect()
     }

@@ -31,18 +31,35 @@ pub(super) fn long_memory() -> Vec<Filter> {
     filters
 }
 
-impl Filter {
-    /// What the predictions miss.
-    fn innovations(self, values: impl Iterator<Item = f64>) -> Vec<f64> {
-        let mut prediction = 0.0;
-        values
-            .map(|value| {
-                let missed = value - prediction;
-                prediction = self.memory * (prediction + self.gain * missed);
-                missed
-            })
-            .collect()
+/// Filters that are run side by side: each is a chain of dependent operations, which only company keeps a core busy with.
+const LANES: usize = 8;
+type Lanes = [f64; LANES];
+
+/// What the predictions of some filters miss.
+fn innovations(filters: &[Filter; LANES], values: impl Iterator<Item = f64>) -> Vec<Lanes> {
+    let mut prediction = [0.0; LANES];
+    let (memory, gain) = (filters.map(|filter| filter.memory), filters.map(|filter| filter.gain));
+    values
+        .map(|value| {
+            let mut missed = [0.0; LANES];
+            for lane in 0..LANES {
+                missed[lane] = value - prediction[lane];
+                prediction[lane] = memory[lane] * (prediction[lane] + gain[lane] * missed[lane]);
+            }
+            missed
+        })
+        .collect()
+}
+
+/// The sums of products of two series, as long as the shorter.
+fn products(a: &[Lanes], b: &[Lanes]) -> Lanes {
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
     }
+    sums
 }
 
 /// The fit of steps under one filter.
@@ -58,40 +75,44 @@ pub(super) struct Fit {
     pub filter: Filter,
 }
 
-/// Fits levels that change at `changes` (ascending, below the number of values), and a polynomial of that degree through
-/// all of them.
-pub(super) fn fit(values: &[f64], changes: &[usize], degree: usize, filter: Filter) -> Option<Fit> {
+/// Fits levels that change at `changes` (ascending, below the number of values), and a polynomial through all of them
+/// whose Legendre polynomials are `curves`, under each of the filters.
+fn fits(values: &[f64], changes: &[usize], curves: &[Vec<f64>], filters: &[Filter; LANES]) -> [Option<Fit>; LANES] {
     let n = values.len();
-    let y = filter.innovations(values.iter().copied());
-    let response = filter.innovations(std::iter::repeat_n(1.0, n));
-    let curves: Vec<Vec<f64>> = (1..=degree).map(|k| filter.innovations((0..n).map(|t| legendre(k, n, t)))).collect();
+    let y = innovations(filters, values.iter().copied());
+    let response = innovations(filters, std::iter::repeat_n(1.0, n));
+    let curves: Vec<Vec<Lanes>> = curves.iter().map(|curve| innovations(filters, curve.iter().copied())).collect();
     let steps = changes.len() + 1;
-    let size = steps + degree;
+    let size = steps + curves.len();
     let start = |column: usize| if column == 0 { 0 } else { changes[column - 1] };
-    let mut normal = vec![0.0; size * size];
-    let mut right = vec![0.0; size];
+    let mut normal = vec![[0.0; LANES]; size * size];
+    let mut right = vec![[0.0; LANES]; size];
     for j in 0..steps {
         for k in j..steps {
-            let shift = start(k) - start(j);
-            let sum: f64 = response[shift..n - start(j)].iter().zip(&response).map(|(a, b)| a * b).sum();
+            let sum = products(&response[start(k) - start(j)..n - start(j)], &response);
             normal[j * size + k] = sum;
             normal[k * size + j] = sum;
         }
-        right[j] = y[start(j)..].iter().zip(&response).map(|(a, b)| a * b).sum();
+        right[j] = products(&y[start(j)..], &response);
         for (k, curve) in curves.iter().enumerate() {
-            let sum: f64 = curve[start(j)..].iter().zip(&response).map(|(a, b)| a * b).sum();
+            let sum = products(&curve[start(j)..], &response);
             normal[j * size + steps + k] = sum;
             normal[(steps + k) * size + j] = sum;
         }
     }
     for (j, curve) in curves.iter().enumerate() {
-        for (k, other) in curves.iter().enumerate() {
-            normal[(steps + j) * size + steps + k] = curve.iter().zip(other).map(|(a, b)| a * b).sum();
+        for (k, other) in curves.iter().enumerate().skip(j) {
+            let sum = products(curve, other);
+            normal[(steps + j) * size + steps + k] = sum;
+            normal[(steps + k) * size + steps + j] = sum;
         }
-        right[steps + j] = curve.iter().zip(&y).map(|(a, b)| a * b).sum();
+        right[steps + j] = products(curve, &y);
     }
-    let total: f64 = y.iter().map(|a| a * a).sum();
-    solve(normal, right, total, filter)
+    let total = products(&y, &y);
+    std::array::from_fn(|lane| {
+        let of_lane = |values: &[Lanes]| values.iter().map(|lanes| lanes[lane]).collect();
+        solve(of_lane(&normal), of_lane(&right), total[lane], filters[lane])
+    })
 }
 
 /// Solves the normal equations of values whose squares sum to `total`; `None` where they are singular.
@@ -104,15 +125,20 @@ pub(super) fn solve(normal: Vec<f64>, right: Vec<f64>, total: f64, filter: Filte
     Some(Fit { squares: (total - explained).max(0.0), sizes, errors, filter })
 }
 
-/// The Legendre polynomial of degree k over the series.
-fn legendre(degree: usize, n: usize, t: usize) -> f64 {
-    let x = (2 * t + 1) as f64 / n as f64 - 1.0;
-    let (mut last, mut now) = (1.0, x);
-    for k in 1..degree {
-        let k = k as f64;
-        (last, now) = (now, ((2.0 * k + 1.0) * x * now - k * last) / (k + 1.0));
+/// The Legendre polynomials of degrees 1 to `degree` over a series of `n` values.
+pub(super) fn legendre(degree: usize, n: usize) -> Vec<Vec<f64>> {
+    let at: Vec<f64> = (0..n).map(|t| (2 * t + 1) as f64 / n as f64 - 1.0).collect();
+    let mut curves: Vec<Vec<f64>> = Vec::with_capacity(degree);
+    for k in 0..degree {
+        let (a, b) = ((2 * k + 1) as f64 / (k + 1) as f64, k as f64 / (k + 1) as f64);
+        let value = |t: usize| match k {
+            0 => at[t],
+            1 => a * at[t] * curves[0][t] - b,
+            _ => a * at[t] * curves[k - 1][t] - b * curves[k - 2][t],
+        };
+        curves.push((0..n).map(value).collect());
     }
-    now
+    curves
 }
 
 /// The inverse of a symmetric positive definite matrix by Gauss and Jordan; `None` where it is singular.
@@ -145,9 +171,10 @@ fn inverse(mut matrix: Vec<f64>, size: usize) -> Option<Vec<f64>> {
 }
 
 /// The fit under the likeliest of the filters.
-pub(super) fn best_fit(values: &[f64], changes: &[usize], degree: usize, filters: &[Filter]) -> Option<Fit> {
-    filters
-        .iter()
-        .filter_map(|&filter| fit(values, changes, degree, filter))
-        .min_by(|a, b| a.squares.total_cmp(&b.squares))
+pub(super) fn best_fit(values: &[f64], changes: &[usize], curves: &[Vec<f64>], filters: &[Filter]) -> Option<Fit> {
+    let of_chunk = |chunk: &[Filter]| {
+        let lanes = std::array::from_fn(|lane| chunk[lane.min(chunk.len() - 1)]);
+        fits(values, changes, curves, &lanes)
+    };
+    filters.chunks(LANES).flat_map(of_chunk).flatten().min_by(|a, b| a.squares.total_cmp(&b.squares))
 }

@@ -1,0 +1,61 @@
+//! Prints how often the gate cries wolf over two builds that do not differ, and what it finds, with 95 % intervals:
+//!
+//! ```sh
+//! cargo run --release -p attnbench --example gate_proof            # 1000 gates of 200 cases a line
+//! cargo run --release -p attnbench --example gate_proof -- 100     # fewer, sooner
+//! ```
+
+mod bisection;
+mod gate;
+mod measure;
+mod noise;
+#[path = "../support/simulated.rs"]
+mod simulated;
+
+use std::time::Instant;
+
+use attnbench::gate::policy::Policy;
+use gate::CASES;
+use measure::{family_power, power, unchanged};
+use noise::Noise;
+use simulated::Share;
+
+fn main() {
+    let gates: u64 = std::env::args().nth(1).map_or(1000, |text| text.parse().expect("a number of gates"));
+    let policy = Policy::default();
+    let started = Instant::now();
+    println!("{gates} gates of {CASES} cases a noise; 95 % intervals in brackets.\n");
+    println!("Two builds that do not differ:\n");
+    println!(
+        "| noise of a side a round | exit not 0 | a case | a family | controls | undecided | other metrics | pairs a case | median MDE |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for noise in Noise::ALL {
+        let seen = unchanged(noise, &policy, gates);
+        let causes = seen.by_cause.map(|share| format!("{:.1} %", share.percent())).join(" | ");
+        let (pairs, error) = seen.pairs;
+        let pairs = format!("{pairs:.2} [{:.2}, {:.2}]", pairs - 1.96 * error, pairs + 1.96 * error);
+        println!("| {} | {} | {causes} | {pairs} | {:.1} % |", noise.name(), figure(seen.alarms), 100.0 * seen.mde);
+    }
+    println!("\nOne case of the {CASES} is slower, or all 20 of a family by 0.8 %:\n");
+    println!("| noise of a side a round | 2 % slower is found | 5 % slower is found | the family is found |");
+    println!("|---|---|---|---|");
+    for noise in Noise::ALL {
+        let [two, five] = [0.02, 0.05].map(|slowdown| figure(power(noise, slowdown, &policy, gates)));
+        let family = figure(family_power(noise, 0.008, &policy, gates));
+        println!("| {} | {two} | {five} | {family} |", noise.name());
+    }
+    println!("\nBisections over {} commits, of which one is 5 % slower:\n", bisection::COMMITS);
+    println!("| noise of a side a round | the right culprit | pairs of a search |");
+    println!("|---|---|---|");
+    for noise in Noise::ALL {
+        let seen = bisection::searches(noise, 0.05, gates);
+        println!("| {} | {} | {:.0} |", noise.name(), figure(seen.right), seen.mean_pairs);
+    }
+    println!("\n{:.0} s on all cores", started.elapsed().as_secs_f64());
+}
+
+fn figure(share: Share) -> String {
+    let (low, high) = share.interval();
+    format!("{:.1} % [{low:.1}, {high:.1}]", share.percent())
+}
