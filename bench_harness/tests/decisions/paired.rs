@@ -11,7 +11,7 @@ use attnbench::gate::policy::Policy;
 use crate::machine::{Noise, key, sessions};
 
 fn policy() -> Policy {
-    Policy { simulations: 0, max_mde: 1000.0, ..Policy::default() }
+    Policy { simulations: 20, max_mde: 1000.0, ..Policy::default() }
 }
 
 /// What was measured of some cases with these slowdowns, a thousandth of noise and nothing else.
@@ -37,7 +37,7 @@ impl Measured {
             base: sessions("base", 1, 48, Noise::White(0.001), &vec![0.0; slowdowns.len()], 1),
             head: sessions("head", 1, 48, Noise::White(0.001), slowdowns, 2),
             pairs: slowdowns.iter().enumerate().map(one).collect(),
-            controls: vec![0.0001, -0.0001].repeat(12),
+            controls: [0.0001, -0.0001].repeat(12),
             timing: Vec::new(),
             acceptances: Vec::new(),
             removed: Vec::new(),

@@ -92,13 +92,13 @@ impl PairState {
         self.fix_samples(case, first);
         let both = [base, &entry.head];
         let failed = both.into_iter().filter(|seen| seen.disposition != Disposition::Measured).collect::<Vec<_>>();
-        if failed.is_empty() {
-            if let (Some(base_ns), Some(head_ns)) = (median(&base.device_ns), median(&entry.head.device_ns)) {
-                self.pairs[case].log_ratios.push((head_ns / base_ns).ln());
-                self.was_flaky[case] |= self.failures[case] > 0;
-                self.keep_rounds(case, Some(base), &entry.head, entry.time);
-                return;
-            }
+        if failed.is_empty()
+            && let (Some(base_ns), Some(head_ns)) = (median(&base.device_ns), median(&entry.head.device_ns))
+        {
+            self.pairs[case].log_ratios.push((head_ns / base_ns).ln());
+            self.was_flaky[case] |= self.failures[case] > 0;
+            self.keep_rounds(case, Some(base), &entry.head, entry.time);
+            return;
         }
         self.failures[case] += 1;
         let is_final = |seen: &&CaseRound| match seen.disposition {
@@ -106,7 +106,8 @@ impl PairState {
             Disposition::Throttled => self.failures[case] >= MAX_THROTTLED,
             _ => self.failures[case] >= MAX_FAILURES,
         };
-        if failed.iter().any(is_final) {
+        // Sides that were measured without a time are as good as failed, and must come to an end too.
+        if failed.iter().any(is_final) || (failed.is_empty() && self.failures[case] >= MAX_FAILURES) {
             self.pairs[case].is_closed = true;
             self.keep_rounds(case, Some(base), &entry.head, entry.time);
         }
