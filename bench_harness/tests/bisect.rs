@@ -3,7 +3,6 @@
 //! The built worker is a script that starts the worker in `tests/workers/dishonest.rs` with committed arguments. Its
 //! kernel `spins` waits for the clock, so its times hardly depend on what else the machine does.
 
-#[allow(dead_code, reason = "every test binary uses its own part")]
 mod support;
 
 use std::path::PathBuf;

@@ -73,7 +73,6 @@ impl<'a> Measurer<'a> {
     }
 
     /// Judges head against base as a gate would; the finding, and all pairs. The inner error says why there is none.
-    #[expect(clippy::type_complexity, reason = "a pair of two results")]
     pub(super) fn judge(
         &self,
         base: &Snapshot,
