@@ -195,7 +195,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(CappedRanks::new(5).critical_sum(1.0 / 32.0), Some(2 + 4 + 6 + 6 + 6));
+        // Of the sums that occur, all even, only the largest is as rare; 23 is the least that asks for it.
+        assert_eq!(CappedRanks::new(5).critical_sum(1.0 / 32.0), Some(2 + 4 + 6 + 6 + 5));
         assert_eq!(CappedRanks::new(5).critical_sum(0.031), None);
     }
 

@@ -53,7 +53,7 @@ fn noise_and_what_builds_differ_by_make_the_error() {
         let noise = noise(&stream(40, 80, 0.02, offset, 3), &policy);
         noise.iter().map(|case| case.error).sum::<f64>() / noise.len() as f64
     };
-    // 2 % over 16 pairs, and 3 % that no number of pairs takes away.
+    // 2 % over 24 pairs, and 3 % that no number of pairs takes away.
     assert!((0.004..0.007).contains(&of(0.0)), "{}", of(0.0));
     assert!((0.029..0.032).contains(&of(0.03)), "{}", of(0.03));
 }
@@ -61,11 +61,11 @@ fn noise_and_what_builds_differ_by_make_the_error() {
 #[test]
 fn slowdowns_in_the_numbers_are_found_by_their_size() {
     let policy = Policy::default();
-    let cases = stream(30, 48, 0.01, 0.0, 4);
+    let cases = stream(30, 64, 0.01, 0.0, 4);
     let found = numeric(&cases, &policy);
     assert_eq!(found.iter().map(|found| found.of).collect::<Vec<_>>(), [60; 4]);
     assert!(found[0].found < 50 && found[1].found > 40 && found[2].found > 58 && found[3].found == 60, "{found:?}");
-    let slowed = stream(1, 24, 0.01, 0.05f64.ln_1p(), 5);
+    let slowed = stream(1, 32, 0.01, 0.05f64.ln_1p(), 5);
     let injected = injected(&cases[0], &slowed[0], 0.05, &policy).unwrap();
     assert_eq!((injected.verdict, injected.numeric_verdict), (Verdict::Regressed, Verdict::Regressed));
     assert!((injected.measured - injected.numeric).abs() < 0.02, "{injected:?}");
