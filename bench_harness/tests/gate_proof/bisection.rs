@@ -1,5 +1,7 @@
 //! Simulated bisections: the effect is confirmed and estimated by a gate, then commits are searched as the command does.
 
+use std::ops::Range;
+
 use attnbench::bisect::MAX_PAIRS;
 use attnbench::bisect::journal::Effect;
 use attnbench::bisect::search::{Graph, Next, Seen};
@@ -24,10 +26,11 @@ pub(crate) struct Searches {
 }
 
 /// Searches over commits of which one, at random, is slower by `slowdown`.
-pub(crate) fn searches(noise: Noise, slowdown: f64, count: u64) -> Searches {
+pub(crate) fn searches(noise: Noise, slowdown: f64, seeds: Range<u64>) -> Searches {
+    let count = seeds.end - seeds.start;
     let graph = Graph::new((0..COMMITS).map(|i| if i == 0 { vec![] } else { vec![i - 1] }).collect());
     let all: Vec<(bool, usize)> =
-        (0..count).into_par_iter().map(|seed| search(&graph, noise, slowdown.ln_1p(), seed)).collect();
+        seeds.into_par_iter().map(|seed| search(&graph, noise, slowdown.ln_1p(), seed)).collect();
     Searches {
         right: Share { of: count, count: all.iter().filter(|(is_right, _)| *is_right).count() as u64 },
         mean_pairs: all.iter().map(|(_, pairs)| *pairs).sum::<usize>() as f64 / count as f64,

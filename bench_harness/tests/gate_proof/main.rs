@@ -15,7 +15,7 @@ use attnbench::gate::policy::Policy;
 use measure::{family_power, power, unchanged};
 use noise::Noise;
 
-const GATES: u64 = 6;
+const GATES: std::ops::Range<u64> = 0..6;
 
 #[test]
 fn gates_without_a_change_pass_in_every_noise() {
@@ -35,17 +35,17 @@ fn gates_without_a_change_pass_in_every_noise() {
 #[test]
 fn slowdowns_are_found() {
     let policy = Policy::default();
-    let five = power(Noise::Gaussian, 0.05, &policy, 40);
+    let five = power(Noise::Gaussian, 0.05, &policy, 0..40);
     assert!(five.count >= 38, "{five:?}");
-    let two = power(Noise::Gaussian, 0.02, &policy, 40);
+    let two = power(Noise::Gaussian, 0.02, &policy, 0..40);
     assert!(two.count >= 32, "{two:?}");
-    let family = family_power(Noise::Gaussian, 0.008, &policy, 20);
+    let family = family_power(Noise::Gaussian, 0.008, &policy, 0..20);
     assert!(family.count >= 16, "{family:?}");
 }
 
 #[test]
 fn a_bisection_over_a_thousand_commits_names_the_culprit() {
-    let seen = bisection::searches(Noise::Gaussian, 0.05, 200);
+    let seen = bisection::searches(Noise::Gaussian, 0.05, 0..200);
     assert!(seen.right.count >= 188, "{:?}", seen.right);
     assert!(seen.mean_pairs < 150.0, "{}", seen.mean_pairs);
 }

@@ -1,4 +1,6 @@
-//! What gates do on simulated machines, over many of them.
+//! What gates do on simulated machines, over many of them: one of each seed.
+
+use std::ops::Range;
 
 use attnbench::gate::exit::Exit;
 use attnbench::gate::policy::Policy;
@@ -20,8 +22,9 @@ pub(crate) struct Unchanged {
     pub(crate) mde: f64,
 }
 
-pub(crate) fn unchanged(noise: Noise, policy: &Policy, gates: u64) -> Unchanged {
-    let all: Vec<Outcome> = (0..gates).into_par_iter().map(|seed| gate(noise, &[0.0; CASES], policy, seed)).collect();
+pub(crate) fn unchanged(noise: Noise, policy: &Policy, seeds: Range<u64>) -> Unchanged {
+    let gates = seeds.end - seeds.start;
+    let all: Vec<Outcome> = seeds.into_par_iter().map(|seed| gate(noise, &[0.0; CASES], policy, seed)).collect();
     let share = |is: &dyn Fn(&Outcome) -> bool| Share { of: gates, count: all.iter().filter(|o| is(o)).count() as u64 };
     let pairs: Vec<f64> = all.iter().map(|outcome| outcome.pairs as f64 / CASES as f64).collect();
     let mean = pairs.iter().sum::<f64>() / gates as f64;
@@ -41,7 +44,7 @@ pub(crate) fn unchanged(noise: Noise, policy: &Policy, gates: u64) -> Unchanged 
 }
 
 /// How often one case in [`CASES`] that is slower is called regressed.
-pub(crate) fn power(noise: Noise, slowdown: f64, policy: &Policy, gates: u64) -> Share {
+pub(crate) fn power(noise: Noise, slowdown: f64, policy: &Policy, seeds: Range<u64>) -> Share {
     let policy = Policy { simulations: 0, ..policy.clone() };
     let found = |seed: &u64| {
         let mut slowdowns = [0.0; CASES];
@@ -50,16 +53,16 @@ pub(crate) fn power(noise: Noise, slowdown: f64, policy: &Policy, gates: u64) ->
         // Seeds of their own: the machines of the gates without a change are others.
         gate(noise, &slowdowns, &policy, seed + 1_000_000).slower.contains(&case)
     };
-    Share { of: gates, count: (0..gates).into_par_iter().filter(found).count() as u64 }
+    Share { of: seeds.end - seeds.start, count: seeds.into_par_iter().filter(found).count() as u64 }
 }
 
 /// How often a family of 20 cases, each slower by too little for any case's floor, fails the gate.
-pub(crate) fn family_power(noise: Noise, slowdown: f64, policy: &Policy, gates: u64) -> Share {
+pub(crate) fn family_power(noise: Noise, slowdown: f64, policy: &Policy, seeds: Range<u64>) -> Share {
     let policy = Policy { simulations: 0, ..policy.clone() };
     let found = |seed: &u64| {
         let mut slowdowns = [0.0; CASES];
         slowdowns.iter_mut().skip(9).step_by(10).for_each(|one| *one = slowdown.ln_1p());
         gate(noise, &slowdowns, &policy, seed + 2_000_000).family_regressed
     };
-    Share { of: gates, count: (0..gates).into_par_iter().filter(found).count() as u64 }
+    Share { of: seeds.end - seeds.start, count: seeds.into_par_iter().filter(found).count() as u64 }
 }
