@@ -66,7 +66,7 @@ pub enum VcsError {
         path: PathBuf,
     },
     /// A name that means no commit.
-    #[error("finding commit `{name}` in `{}`: {reason}{}", .path.display(), shallow_remedy(*.is_shallow))]
+    #[error("finding commit `{name}` in `{}`: {reason}{}", .path.display(), commit_remedy(*.is_shallow))]
     NoCommit {
         /// The repository.
         path: PathBuf,
@@ -106,6 +106,15 @@ impl VcsError {
             ErrorCode::Owner => VcsError::NotOurs { path: path.to_owned() },
             _ => VcsError::Git { path: path.to_owned(), source },
         }
+    }
+}
+
+/// What helps where a name means no commit.
+fn commit_remedy(is_shallow: bool) -> &'static str {
+    if is_shallow {
+        shallow_remedy(true)
+    } else {
+        "; name a commit, branch or tag of it, or `git fetch` the one that is meant"
     }
 }
 

@@ -215,7 +215,7 @@ fn what_cannot_start_says_why_and_what_to_do() {
     project.git(&["checkout", "-q", "-b", "change"]);
     let gate = project.gate(&["--against", "nowhere"]);
     assert_eq!(gate.code(), 2);
-    assert!(gate.said().contains("finding commit `nowhere`"), "{}", gate.said());
+    assert!(gate.said().contains("finding commit `nowhere`") && gate.said().contains("git fetch"), "{}", gate.said());
     let gate = project.gate(&["--suite", "other"]);
     assert!(gate.code() == 2 && gate.said().contains("reading suite `suites/other.toml`"), "{}", gate.said());
 
@@ -247,6 +247,24 @@ fn what_cannot_start_says_why_and_what_to_do() {
     project.commit("policy");
     let gate = project.gate(&["--against", "HEAD"]);
     assert!(gate.code() == 2 && gate.said().contains("flor"), "{}", gate.said());
+}
+
+/// A base that cannot take part is an outcome like any other: in the report, in JSON, in the history.
+#[test]
+fn a_worker_that_cannot_take_part_is_reported() {
+    let project = Project::new(&["spins"], &spins(1_000_000));
+    project.write("worker.sh", "#!/bin/sh\nexit 9\n");
+    project.commit("crashes at once");
+    project.worker(&spins(1_000_000));
+    let store = project.folder.path().join("gates.db");
+    let gate = project.gate(&["--against", "HEAD", "--json", "--store", store.to_str().expect("UTF-8")]);
+    assert_eq!(gate.code(), 5, "{}", gate.said());
+    let printed: Value = serde_json::from_slice(&gate.output.stdout).expect("JSON");
+    assert_eq!(printed, gate.report);
+    let cause = gate.report["causes"][0].as_str().expect("a cause");
+    assert!(cause.contains("the worker of base for provider `test`"), "{cause}");
+    assert_eq!(gate.verdict("spins"), "not_comparable");
+    assert!(gate.said().contains("gates.db"), "{}", gate.said());
 }
 
 #[test]

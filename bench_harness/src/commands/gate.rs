@@ -22,6 +22,7 @@ Examples:
   attnbench gate --against v1.2.0 --suite prefill  against a release
   attnbench gate --build 'make -j2' --binary out/worker --provider mine='{worker} --serve'
   attnbench gate run.json --baseline ci            a finished run against a stored baseline
+  attnbench gate --deterministic --gpu-arch sm_90a  instructions of CPU kernels, registers of CUDA ones
   attnbench gate monday.json tuesday.json --baseline ci --max-mde 0.15
 
 In pairs, base and head are built apart and measured in turns on this device. Suite, policy
@@ -57,6 +58,9 @@ pub struct Args {
     /// Count instructions under valgrind instead of measuring times: for machines whose clocks mean little
     #[arg(long, conflicts_with_all = ["records", "resume", "out", "store"])]
     deterministic: bool,
+    /// Compile the CUDA kernels of both builds too, and compare registers, spills, stack and shared memory: needs NVRTC, no GPU
+    #[arg(long, value_name = "SM", value_delimiter = ',', requires = "deterministic")]
+    gpu_arch: Vec<String>,
     /// Every inconclusive case makes the gate undecided
     #[arg(long)]
     strict: bool,

@@ -22,6 +22,8 @@ pub mod worker;
 
 use std::process::ExitCode;
 
+use attn_kernels::cpu::simd::{Isa, MAX_ISA_VARIABLE};
+
 pub use crate::gate::exit::Exit;
 
 impl From<Exit> for ExitCode {
@@ -59,6 +61,8 @@ pub enum Command {
 impl Command {
     /// Runs it.
     pub fn execute(self) -> anyhow::Result<Exit> {
+        let cap = std::env::var(MAX_ISA_VARIABLE).ok().filter(|cap| !cap.is_empty());
+        Isa::up_to(cap.as_deref()).map_err(anyhow::Error::msg)?;
         match self {
             Command::Run(args) => run::run(args),
             Command::Show(args) => show::run(args),

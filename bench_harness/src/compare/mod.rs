@@ -30,7 +30,7 @@ use crate::record::Disposition;
 use crate::stats::quantile::median;
 
 /// Two sides and what their difference comes to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// What was compared with.
     pub base: Side,
@@ -49,7 +49,7 @@ pub struct Comparison {
 }
 
 /// Where one side came from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Side {
     /// The suite.
     pub suite: String,

@@ -14,7 +14,7 @@ use super::policy::Policy;
 use crate::case::CaseKey;
 use crate::compare::pairs::compare_pairs;
 use crate::compare::verdict::percent;
-use crate::compare::{Baseline, BaselineError, CaseComparison, Comparison, Finding, Verdict, compare};
+use crate::compare::{Baseline, BaselineError, CaseComparison, Comparison, Finding, Side, Verdict, compare};
 use crate::record::{Disposition, Record};
 use crate::stats::quantile::median;
 
@@ -204,6 +204,30 @@ fn report_all(
 }
 
 impl GateReport {
+    /// The outcome where nothing could be measured of some sides: every case is `not_comparable`, for one reason.
+    pub fn refused(base: Side, head: Side, keys: &[CaseKey], exit: Exit, reason: &str) -> GateReport {
+        let case = |key: &CaseKey| CaseComparison {
+            key: key.clone(),
+            base: Some(Disposition::Skipped),
+            head: Some(Disposition::Skipped),
+            verdict: Verdict::NotComparable,
+            reason: reason.to_owned(),
+            metrics: Vec::new(),
+        };
+        let comparison = Comparison { base, head, cases: keys.iter().map(case).collect(), ..Comparison::default() };
+        GateReport {
+            headline: format!("judged 0 of {}, median MDE unknown", keys.len()),
+            exit_code: exit as u8,
+            causes: vec![reason.to_owned()],
+            judged: 0,
+            eligible: keys.len(),
+            median_mde: None,
+            accepted: Vec::new(),
+            families: Vec::new(),
+            comparison,
+        }
+    }
+
     /// The exit code as an outcome of a command.
     pub fn exit(&self) -> Exit {
         Exit::ALL.into_iter().find(|exit| *exit as u8 == self.exit_code).unwrap_or(Exit::Usage)

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::parquet::parquet;
 use super::point::SeriesKey;
 use crate::metric::Better;
 use crate::store::history::{SeriesSummary, StoredPoint};
@@ -11,6 +12,8 @@ use crate::store::history::{SeriesSummary, StoredPoint};
 pub enum Format {
     /// A row a point, with a header
     Csv,
+    /// The same columns as a Parquet file, a row group a series
+    Parquet,
     /// Bencher Metric Format: the latest value of each series, for `bencher run --adapter json`
     Bencher,
     /// The latest value of each series as github-action-benchmark's custom JSON, of values that should be small
@@ -22,32 +25,38 @@ pub enum Format {
 /// A series with its points, in the order of time.
 pub type WithPoints = (SeriesSummary, Vec<StoredPoint>);
 
-/// The text of series in a format.
-pub fn text(format: Format, series: &[WithPoints]) -> String {
+/// The bytes of a file of series in a format.
+pub fn file(format: Format, series: &[WithPoints]) -> Vec<u8> {
     match format {
         Format::Csv => csv(series),
+        Format::Parquet => parquet(series),
         Format::Bencher => pretty(&bencher(series)),
         Format::GithubActionSmaller => pretty(&github_action(series, Better::Lower)),
         Format::GithubActionBigger => pretty(&github_action(series, Better::Higher)),
     }
 }
 
-fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).expect("values serialise") + "\n"
+fn pretty(value: &Value) -> Vec<u8> {
+    (serde_json::to_string_pretty(value).expect("values serialise") + "\n").into_bytes()
 }
 
-fn csv(series: &[WithPoints]) -> String {
+/// `lower`, `higher` or `none`.
+pub(super) fn direction(better: Better) -> &'static str {
+    match better {
+        Better::Lower => "lower",
+        Better::Higher => "higher",
+        Better::None => "none",
+    }
+}
+
+fn csv(series: &[WithPoints]) -> Vec<u8> {
     let mut writer = ::csv::Writer::from_writer(Vec::new());
     let in_memory = "writing to memory does not fail";
     let header = ["suite", "case", "metric", "machine", "better", "time", "commit", "run", "value", "low", "high"];
     writer.write_record(header).expect(in_memory);
     for (summary, points) in series {
         let SeriesKey { suite, case, metric, machine } = &summary.key;
-        let better = match summary.better {
-            Better::Lower => "lower",
-            Better::Higher => "higher",
-            Better::None => "none",
-        };
+        let better = direction(summary.better);
         for point in points {
             let number = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
             let (commit, value) = (point.commit.clone().unwrap_or_default(), point.value.to_string());
@@ -57,7 +66,7 @@ fn csv(series: &[WithPoints]) -> String {
             writer.write_record(row).expect(in_memory);
         }
     }
-    String::from_utf8(writer.into_inner().expect(in_memory)).expect("fields are text")
+    writer.into_inner().expect(in_memory)
 }
 
 /// `{benchmark: {measure: {value, lower_value, upper_value}}}`; machines are told apart in the benchmark's name where
@@ -138,8 +147,10 @@ mod tests {
     #[test]
     fn every_format() {
         let formats = [Format::Csv, Format::Bencher, Format::GithubActionSmaller, Format::GithubActionBigger];
-        let texts: Vec<String> =
-            formats.iter().map(|&format| format!("== {format:?}\n{}", text(format, &series()))).collect();
+        let texts: Vec<String> = formats
+            .iter()
+            .map(|&format| format!("== {format:?}\n{}", String::from_utf8(file(format, &series())).unwrap()))
+            .collect();
         insta::assert_snapshot!(texts.join("\n"));
     }
 }

@@ -8,4 +8,5 @@ pub mod csv;
 pub mod export;
 pub mod gates;
 pub mod import;
+mod parquet;
 pub mod point;

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use attn_kernels::cpu::simd::Isa;
+
 use crate::device::cpu::cache::CacheKind;
 use crate::device::cpu::info::CpuInfo;
 use crate::worker::protocol::Hello;
@@ -20,7 +22,7 @@ const UNKNOWN: &str = "unknown";
 /// What must be equal for two runs on the CPU to be comparable, by field. Threads are part of each case's key.
 pub fn fingerprint(cpu: &CpuInfo) -> BTreeMap<String, String> {
     let unknown = || UNKNOWN.to_owned();
-    fields([
+    let mut fields = fields([
         ("cpu_governor", cpu.governor.clone().unwrap_or_else(unknown)),
         ("cpu_instruction_sets", join_or(&cpu.instruction_sets, UNKNOWN)),
         ("cpu_microcode", cpu.microcode.clone().unwrap_or_else(unknown)),
@@ -29,7 +31,11 @@ pub fn fingerprint(cpu: &CpuInfo) -> BTreeMap<String, String> {
         ("cpu_usable_cores", cpu.cores_usable.to_string()),
         ("input_generator_version", attn_kernels::input::GENERATOR_VERSION.to_string()),
         ("measurement_policy_version", MEASUREMENT_POLICY_VERSION.to_string()),
-    ])
+    ]);
+    if Isa::best() != Isa::detected_best() {
+        fields.insert("cpu_max_isa".to_owned(), Isa::best().name().to_owned());
+    }
+    fields
 }
 
 /// What is worth knowing of the machine and the build, by field; fields that cannot be read are absent.

@@ -5,7 +5,7 @@ use super::sass::{Disassembler, InstructionMix, SassError};
 use super::{CUDA_KERNELS, Module};
 
 /// One kernel of a module on one architecture.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Resources {
     /// [`Module::label`].
     pub module: String,
@@ -20,7 +20,7 @@ pub struct Resources {
     /// Bytes of shared memory that are part of the kernel; what launches ask for comes on top.
     pub static_shared_bytes: u32,
     /// What its machine code is made of, where somebody could read it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<InstructionMix>,
 }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub const DISASSEMBLER_VARIABLE: &str = "ATTNBENCH_CUOBJDUMP";
 
 /// Instructions of a kernel, by class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct InstructionMix {
     /// Products of tensor cores.
     pub mma: u32,

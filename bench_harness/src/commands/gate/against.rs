@@ -11,7 +11,7 @@ use crate::build::Purpose;
 use crate::commands::Exit;
 use crate::commands::run::locks::is_shared;
 use crate::commands::run::{interrupt, journal_path, run_id, workers};
-use crate::compare::Baseline;
+use crate::compare::{Baseline, Side};
 use crate::device::cpu::info::CpuInfo;
 use crate::files::write_atomically;
 use crate::gate::drive::{PairSource, drive};
@@ -23,6 +23,7 @@ use crate::record::environment::{fingerprint, provenance};
 use crate::record::{GitState, Record, RunInfo, TimeSpent};
 use crate::rules::{RuleSource, Rules};
 use crate::store::device_lock::DeviceLock;
+use crate::suite::PlannedCase;
 use crate::vcs::{Snapshot, Sources};
 use crate::worker::client::Failure;
 use crate::worker::protocol::ErrorKind;
@@ -51,8 +52,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     let cases = [&rules.suite.cases[..], &rules.new].concat();
     let hellos = pairs::greet(&worker_sets, &cases, &stop)?;
     let mut notes = rules.notes.clone();
-    if let Some(exit) = refused(&hellos)? {
-        return Ok(exit);
+    if let Some((exit, reason)) = refused(&hellos)? {
+        let side = |snapshot: &Snapshot| Side {
+            suite: rules.suite.name.clone(),
+            commits: vec![snapshot.name()],
+            ..Side::default()
+        };
+        let keys: Vec<_> = cases.iter().map(PlannedCase::key).collect();
+        let report = GateReport::refused(side(&base), side(&head), &keys, exit, &reason);
+        save(&out, &report)?;
+        return conclude(args, &out, &report, &base, head);
     }
     notes.extend(what_hellos_say(&hellos));
     if built.base.hash == built.head.hash {
@@ -151,7 +160,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         is_complete: state.pairs().iter().all(has_pairs) && !interrupted,
     };
     let report = judge_pairs(results, &rules.policy, args.strict);
-    save(&out, &report, &records)?;
+    save_records(&out, &records)?;
+    save(&out, &report)?;
     match journal {
         Some(journal) if !interrupted => journal.remove()?,
         _ => eprintln!(
@@ -159,11 +169,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             journal_file.display()
         ),
     }
-    super::print(&report, args.common.json)?;
+    conclude(args, &out, &report, &base, head)
+}
+
+/// Prints the report, says where it is, and keeps it in the history.
+fn conclude(args: &Args, out: &Path, report: &GateReport, base: &Snapshot, head: Snapshot) -> anyhow::Result<Exit> {
+    super::print(report, args.common.json)?;
     eprintln!("\nreport: {}", out.display());
     // Two states of the working tree on one commit are no two tries of one gate.
     let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };
-    super::keep(args, &report, Some(base.commit), Some(head))?;
+    super::keep(args, report, Some(base.commit.clone()), Some(head))?;
     Ok(report.exit())
 }
 
@@ -211,7 +226,7 @@ pub(super) fn rules(
 
 /// The outcome where a worker of base cannot take part at all: nothing can be compared then. A worker of head that cannot
 /// is a regression of every case, which the rounds show; so is a provider that neither side supports here.
-fn refused(hellos: &pairs::Hellos) -> anyhow::Result<Option<Exit>> {
+fn refused(hellos: &pairs::Hellos) -> anyhow::Result<Option<(Exit, String)>> {
     for (provider, sides) in hellos {
         if let (Err(Failure::Interrupted), _) | (_, Err(Failure::Interrupted)) = (&sides.base, &sides.head) {
             bail!("interrupted");
@@ -231,9 +246,8 @@ fn refused(hellos: &pairs::Hellos) -> anyhow::Result<Option<Exit>> {
             }
             _ => continue,
         };
-        let outcome = if exit == Exit::Failed { "failed" } else { "not comparable" };
-        eprintln!("{outcome}: the worker of {side} for provider `{provider}` cannot take part: {failure}");
-        return Ok(Some(exit));
+        let reason = format!("the worker of {side} for provider `{provider}` cannot take part: {failure}");
+        return Ok(Some((exit, reason)));
     }
     Ok(None)
 }
@@ -292,11 +306,15 @@ fn out_path(args: &Args, suite: &str, now: jiff::Timestamp) -> anyhow::Result<Pa
     Ok(path)
 }
 
-/// Writes the report, and beside it the records of both sides.
-fn save(out: &Path, report: &GateReport, records: &Sides<Record>) -> anyhow::Result<()> {
+/// Writes the records of both sides beside the report.
+fn save_records(out: &Path, records: &Sides<Record>) -> anyhow::Result<()> {
     for (side, record) in [("base", &records.base), ("head", &records.head)] {
         crate::record::file::save(&out.with_extension(format!("{side}.json")), record)?;
     }
+    Ok(())
+}
+
+fn save(out: &Path, report: &GateReport) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)? + "\n";
     write_atomically(out, text.as_bytes()).with_context(|| format!("writing report `{}`", out.display()))
 }

@@ -1,13 +1,16 @@
 //! `attnbench gate --deterministic`: instructions of both builds instead of times.
 
-use anyhow::Context;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
 use attn_kernels::cpu::simd::Isa;
 
 use super::{Args, against, pairs};
-use crate::build::Purpose;
+use crate::build::{BuiltWorker, Purpose};
 use crate::commands::run::interrupt;
 use crate::commands::{Exit, terminal};
 use crate::device::cpu::info::CpuInfo;
+use crate::gate::deterministic::resources::ByArchitecture;
 use crate::gate::deterministic::{Count, CountedCase, CountedReport, Counts, judge};
 use crate::measure::instructions::{check_tools, count};
 use crate::measure::pairs::{Sides, WorkerSet};
@@ -55,7 +58,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             anyhow::bail!("interrupted");
         }
     }
-    let report = judge(&cases, isa.as_deref(), Isa::best().name(), &rules.policy);
+    let kernels = match args.gpu_arch.is_empty() {
+        true => None,
+        false => Some([kernels_of(&built.base, &args.gpu_arch)?, kernels_of(&built.head, &args.gpu_arch)?]),
+    };
+    let kernels = kernels.as_ref().map(|[base, head]| [base, head]);
+    let report = judge(&cases, isa.as_deref(), Isa::best().name(), kernels, &rules.policy);
     if args.common.json {
         terminal::print_json(&report)?;
     } else {
@@ -64,11 +72,33 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
     Ok(report.exit())
 }
 
+/// What a build's CUDA kernels take of a multiprocessor, as that build itself says.
+fn kernels_of(built: &BuiltWorker, architectures: &[String]) -> anyhow::Result<ByArchitecture> {
+    let doing = || format!("compiling the CUDA kernels of the build `{}`", built.path.display());
+    eprintln!("{}", doing());
+    let mut command = Command::new(&built.path);
+    command.args(["kernels", "--resources", "--json", "--arch", &architectures.join(",")]);
+    let output = command.stderr(Stdio::inherit()).output().with_context(doing)?;
+    if !output.status.success() {
+        bail!("{}: it ended with {}; what it said is above", doing(), output.status);
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{}: reading what it printed", doing()))
+}
+
 fn text(report: &CountedReport) -> String {
     let mut text = format!("{}\n", report.headline);
     report.causes.iter().for_each(|cause| text += &format!("  {cause}\n"));
     for case in &report.cases {
         text += &format!("  {:14} {}\n{:17}{}\n", case.verdict.name(), case.case_id, "", printable(&case.reason));
+    }
+    if let Some(compared) = report.kernels_compared {
+        let changed = report.kernels.len();
+        text += &format!("compared {compared} CUDA kernels, each on its architecture; {changed} differ\n");
+    }
+    for kernel in &report.kernels {
+        let name = format!("{} {} of {}", kernel.architecture, kernel.entry, kernel.module);
+        let (name, reason) = (printable(&name), printable(&kernel.reason));
+        text += &format!("  {:14} {name}\n{:17}{reason}\n", kernel.verdict.name(), "");
     }
     text
 }

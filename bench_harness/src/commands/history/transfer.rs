@@ -1,7 +1,7 @@
 //! `attnbench history push`, `import` and `export`: what goes into a store and out of it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Select, view};
 use crate::commands::{Exit, terminal};
-use crate::history::export::{Format as ExportFormat, text};
+use crate::history::export::{Format as ExportFormat, file as exported};
 use crate::history::import::{self, guess};
 use crate::history::point::{Run, of_record};
 use crate::record::file;
@@ -92,10 +92,13 @@ pub(super) fn export(
         let points = store.points(&summary.key)?;
         series.push((summary, points));
     }
-    let text = text(format, &series);
+    let bytes = exported(format, &series);
     match out {
-        None => terminal::print(text.trim_end())?,
-        Some(path) => std::fs::write(path, text).with_context(|| format!("writing `{}`", path.display()))?,
+        None if format == ExportFormat::Parquet && std::io::stdout().is_terminal() => {
+            bail!("exporting Parquet to a terminal: it is not text; name a file with --out")
+        }
+        None => terminal::print_bytes(&bytes)?,
+        Some(path) => std::fs::write(path, bytes).with_context(|| format!("writing `{}`", path.display()))?,
     }
     Ok(Exit::Pass)
 }

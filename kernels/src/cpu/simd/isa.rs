@@ -1,5 +1,7 @@
 //! Which instruction sets the machine has, and how a loop is compiled for each of them.
 
+use std::sync::LazyLock;
+
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512};
 use super::vector::{Portable, Simd};
@@ -15,6 +17,13 @@ pub trait Task {
     fn run<S: Simd>(self) -> Self::Output;
 }
 
+/// Names the widest instruction set that kernels may use, for fleets whose machines differ, and for tools that do not know
+/// the widest: `portable`, `avx2` or `avx512`. One that the CPU lacks is no error.
+pub const MAX_ISA_VARIABLE: &str = "ATTNBENCH_MAX_ISA";
+
+/// The plainest first, as in [`Isa::available`].
+const NAMES: [&str; 3] = ["portable", "avx2", "avx512"];
+
 /// An instruction set that the running CPU has: values come from detection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
@@ -29,8 +38,32 @@ enum Kind {
 }
 
 impl Isa {
-    /// Every instruction set of this CPU, the plainest first; the portable one is always there.
+    /// Every instruction set of this CPU up to that which [`MAX_ISA_VARIABLE`] names, the plainest first; the portable one is
+    /// always there.
+    ///
+    /// # Panics
+    /// The variable names none.
     pub fn available() -> Vec<Isa> {
+        static CAP: LazyLock<Option<String>> = LazyLock::new(|| std::env::var(MAX_ISA_VARIABLE).ok());
+        Isa::up_to(CAP.as_deref().filter(|cap| !cap.is_empty())).unwrap_or_else(|unknown| panic!("{unknown}"))
+    }
+
+    /// What [`Isa::available`] finds with a value of the variable.
+    ///
+    /// # Errors
+    /// The value names no instruction set.
+    pub fn up_to(cap: Option<&str>) -> Result<Vec<Isa>, String> {
+        let mut found = Isa::detected();
+        if let Some(cap) = cap {
+            let Some(last) = NAMES.iter().position(|name| *name == cap) else {
+                return Err(format!("{MAX_ISA_VARIABLE}={cap}: this is none of {}", NAMES.join(", ")));
+            };
+            found.truncate(last + 1);
+        }
+        Ok(found)
+    }
+
+    fn detected() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut found = vec![Isa(Kind::Portable)];
         #[cfg(target_arch = "x86_64")]
@@ -47,9 +80,14 @@ impl Isa {
         found
     }
 
-    /// The widest instruction set of this CPU.
+    /// The widest of [`Isa::available`].
     pub fn best() -> Isa {
         *Isa::available().last().expect("the portable one is always there")
+    }
+
+    /// The widest instruction set of this CPU, whatever the variable says.
+    pub fn detected_best() -> Isa {
+        *Isa::detected().last().expect("the portable one is always there")
     }
 
     /// Its name: `portable`, `avx2` or `avx512`.
@@ -115,4 +153,21 @@ fn run_avx2<T: Task>(task: T) -> T::Output {
 #[target_feature(enable = "avx512f,avx2,fma,f16c")]
 fn run_avx512<T: Task>(task: T) -> T::Output {
     task.run::<Avx512>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cap_takes_away_what_is_wider() {
+        let all = Isa::up_to(None).unwrap();
+        assert_eq!(Isa::up_to(Some("portable")).unwrap(), all[..1]);
+        assert_eq!(Isa::up_to(Some("avx512")).unwrap(), all);
+        let up_to_avx2 = Isa::up_to(Some("avx2")).unwrap();
+        assert!(up_to_avx2.len() <= 2 && all.starts_with(&up_to_avx2));
+        assert!(all.iter().zip(NAMES).all(|(isa, name)| isa.name() == name));
+        let error = Isa::up_to(Some("sse9")).unwrap_err();
+        assert!(error.contains("ATTNBENCH_MAX_ISA=sse9") && error.contains("portable, avx2, avx512"), "{error}");
+    }
 }

@@ -17,6 +17,6 @@ pub mod pack;
 pub mod stream;
 mod vector;
 
-pub use isa::{Isa, Task};
+pub use isa::{Isa, MAX_ISA_VARIABLE, Task};
 pub(crate) use vector::MAX_LANES;
 pub use vector::{Simd, Stored};

@@ -3,9 +3,12 @@
 //! Nothing here is tested for significance: each side was counted twice, a case whose counts differ is dropped, and what is
 //! left is compared with a threshold.
 
+pub mod resources;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::resources::{ByArchitecture, ResourceFinding};
 use super::exit::Exit;
 use super::policy::Policy;
 use crate::compare::Verdict;
@@ -64,6 +67,12 @@ pub struct CountedReport {
     pub native_isa: String,
     /// Case by case.
     pub cases: Vec<CountedFinding>,
+    /// CUDA kernels of both builds, where they were compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels_compared: Option<usize>,
+    /// Those that take something else of a multiprocessor than they took.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<ResourceFinding>,
 }
 
 impl CountedReport {
@@ -73,8 +82,17 @@ impl CountedReport {
     }
 }
 
-/// Judges counts. What was counted on another instruction set than the machine's says nothing about its kernels.
-pub fn judge(cases: &[CountedCase], isa: Option<&str>, native_isa: &str, policy: &Policy) -> CountedReport {
+/// Judges counts. What was counted on another instruction set than the machine's says nothing about its kernels. `kernels` are
+/// base's and head's CUDA kernels, where they were compiled.
+pub fn judge(
+    cases: &[CountedCase],
+    isa: Option<&str>,
+    native_isa: &str,
+    kernels: Option<[&ByArchitecture; 2]>,
+    policy: &Policy,
+) -> CountedReport {
+    let compared = kernels.map(|[base, head]| resources::compare(base, head, policy.accept_removed));
+    let (kernels, kernels_compared) = compared.map_or((Vec::new(), None), |(found, shared)| (found, Some(shared)));
     let is_native = isa.is_none_or(|isa| isa == native_isa);
     let findings: Vec<CountedFinding> = cases
         .iter()
@@ -96,14 +114,16 @@ pub fn judge(cases: &[CountedCase], isa: Option<&str>, native_isa: &str, policy:
     let failed = cases.iter().filter(|case| case.base.is_err() && case.head.is_err()).count();
     let (regressed, incomparable) = (count(Verdict::Regressed), count(Verdict::NotComparable));
     let mut causes: Vec<(Exit, String)> = Vec::new();
-    let mut add = |number: usize, exit: Exit, what: &str| {
+    let mut add = |number: usize, exit: Exit, noun: &str, what: &str| {
         if number > 0 {
-            causes.push((exit, format!("{number} case{} {what}", if number == 1 { "" } else { "s" })));
+            causes.push((exit, format!("{number} {noun}{} {what}", if number == 1 { "" } else { "s" })));
         }
     };
-    add(regressed, Exit::Regression, "regressed");
-    add(failed, Exit::Failed, "could not be counted on either side");
-    add(incomparable, Exit::NotComparable, "not comparable");
+    add(regressed, Exit::Regression, "case", "regressed");
+    let worse = kernels.iter().filter(|kernel| kernel.verdict == Verdict::Regressed).count();
+    add(worse, Exit::Regression, "CUDA kernel", "regressed");
+    add(failed, Exit::Failed, "case", "could not be counted on either side");
+    add(incomparable, Exit::NotComparable, "case", "not comparable");
     if (judged as f64) < policy.min_decided * findings.len() as f64 || findings.is_empty() {
         causes.push((Exit::Undecided, format!("{judged} of {} judged, fewer than `min_decided`", findings.len())));
     }
@@ -115,6 +135,8 @@ pub fn judge(cases: &[CountedCase], isa: Option<&str>, native_isa: &str, policy:
         isa: isa.map(str::to_owned),
         native_isa: native_isa.to_owned(),
         cases: findings,
+        kernels_compared,
+        kernels,
     }
 }
 
@@ -156,7 +178,7 @@ mod tests {
 
     fn judged(base: Counts, head: Counts, isa: Option<&str>) -> CountedReport {
         let case = CountedCase { case_id: "cpu/a".into(), base, head };
-        judge(&[case], isa, "avx2", &Policy::default())
+        judge(&[case], isa, "avx2", None, &Policy::default())
     }
 
     #[test]
@@ -175,6 +197,28 @@ mod tests {
         }
         assert_eq!(judged(Err("a".into()), Err("b".into()), None).exit(), Exit::Failed);
         assert_eq!(judged(Err("a".into()), base(), None).exit(), Exit::Undecided);
+    }
+
+    #[test]
+    fn a_kernel_that_spills_fails_the_gate() {
+        let compiled = |registers: u32| -> ByArchitecture {
+            let text = format!(
+                r#"{{"sm_80": [{{"module": "m", "entry": "e", "registers": {registers}, "spill_bytes": 0, "stack_bytes": 0,
+                    "static_shared_bytes": 0}}]}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let same = || counts([10, 10], 1);
+        let case = [CountedCase { case_id: "cpu/a".into(), base: same(), head: same() }];
+        let judged = |head: u32| {
+            let (base, head) = (compiled(32), compiled(head));
+            judge(&case, None, "avx2", Some([&base, &head]), &Policy::default())
+        };
+        assert_eq!((judged(32).exit(), judged(32).kernels_compared), (Exit::Pass, Some(1)));
+        assert_eq!(
+            (judged(33).exit(), judged(33).causes),
+            (Exit::Regression, vec!["1 CUDA kernel regressed".to_owned()])
+        );
     }
 
     #[test]
