@@ -22,7 +22,7 @@ Examples:
   attnbench gate --against v1.2.0 --suite prefill  against a release
   attnbench gate --build 'make -j2' --binary out/worker --provider mine='{worker} --serve'
   attnbench gate run.json --baseline ci            a finished run against a stored baseline
-  attnbench gate --deterministic --gpu-arch sm_90a  instructions of CPU kernels, registers of CUDA ones
+  attnbench gate --deterministic --gpu-arch sm_90a instructions and registers, not times
   attnbench gate monday.json tuesday.json --baseline ci --max-mde 0.15
 
 In pairs, base and head are built apart and measured in turns on this device. Suite, policy
