@@ -11,6 +11,7 @@ use super::run::{interrupt, journal_path, run_id};
 use super::{Exit, terminal};
 use crate::build::Purpose;
 use crate::device::cpu::info::CpuInfo;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::files::write_document;
 use crate::gate::calibration::{self, CALIBRATION, Calibration, Injected, MAX_RATE, SLOWDOWNS, calibration_file};
 use crate::gate::plan::PairedCase;
@@ -117,6 +118,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         stop: stop.clone(),
         seed: options.seed.unwrap_or(rules.suite.seed),
         policy: &rules.policy,
+        telemetry: &NvmlSource,
         deadline: start + Duration::from_secs(options.budget_s.unwrap_or(24 * 3600)),
     };
     let mut progress = pairs::Progress::new(args.json);

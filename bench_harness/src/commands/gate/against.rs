@@ -13,6 +13,7 @@ use crate::commands::run::locks::is_shared;
 use crate::commands::run::{interrupt, journal_path, run_id, workers};
 use crate::compare::Baseline;
 use crate::device::cpu::info::CpuInfo;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::files::write_atomically;
 use crate::gate::drive::{PairSource, drive};
 use crate::gate::outcome::{GateReport, PairResults, judge_pairs};
@@ -95,6 +96,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         stop: stop.clone(),
         seed: args.pairs.seed.unwrap_or(rules.suite.seed),
         policy: &rules.policy,
+        telemetry: &NvmlSource,
         deadline: start + Duration::from_secs(rules.policy.budget_s),
     };
     let mut progress = pairs::Progress::new(args.common.json);

@@ -10,9 +10,9 @@ use attn_kernels::problem::AttentionProblem;
 use attn_kernels::reference::SampledRows;
 use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 
+use super::Session;
 use super::memory::{foresee_memory, poison_of, tensor_buffer};
 use super::slowdown::spin_of;
-use super::Session;
 use crate::case::Mode;
 use crate::clock::elapsed_ns;
 use crate::device::cpu::memory::rss_peak_bytes;
