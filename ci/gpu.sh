@@ -211,7 +211,7 @@ step_suites() {
 }
 
 step_sanitizer() {
-    local tool command=compute-sanitizer suite=$suite_folder/cuda_correctness.toml
+    local tool found command=compute-sanitizer suite=$suite_folder/cuda_correctness.toml
     if ! command -v $command >/dev/null; then
         say "none sanitizer: compute-sanitizer is not in PATH"
         return
@@ -228,8 +228,10 @@ step_sanitizer() {
         attempt $tool $command --tool $tool --target-processes all --error-exitcode 9 \
             "$binary" run "$suite" --device "$device" "${small[@]}" --out "$out/$tool.json"
         # The coordinator's exit code is not that of the workers, which are what is watched.
-        if grep -E 'ERROR SUMMARY: [1-9]|RACECHECK SUMMARY: [1-9]' "$out/$tool.log" | quote | grep -q .; then
+        found=$(grep -E 'ERROR SUMMARY: [1-9]|RACECHECK SUMMARY: [1-9]' "$out/$tool.log" 2>/dev/null)
+        if [ -n "$found" ]; then
             say "FAIL $tool: its log has what it found"
+            quote <<<"$found"
             shortfalls=$((shortfalls + 1))
         fi
     done

@@ -1,5 +1,6 @@
 //! `attnbench calibrate`: how much two builds of one commit differ here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -89,7 +90,10 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
     let workers = options.workers(&built, scratch.path())?;
-    for (provider, sides) in pairs::greet(&workers, &rules.suite.cases, &stop)? {
+    let hellos = pairs::greet(&workers, &rules.suite.cases, &stop)?;
+    let mut fingerprint = fingerprint(&cpu);
+    pairs::add_gpus(&hellos, &mut fingerprint, &mut BTreeMap::new());
+    for (provider, sides) in hellos {
         for hello in [sides.base, sides.head] {
             hello.with_context(|| format!("starting the worker of provider `{provider}`"))?;
         }
@@ -154,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         device: device.clone(),
         date: format!("{now:.0}"),
         commit: snapshot.name(),
-        fingerprint: fingerprint(&cpu),
+        fingerprint,
         pairs: args.pairs as usize,
         measured_s,
         case_rate,

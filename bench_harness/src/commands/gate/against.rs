@@ -64,7 +64,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         _ => false,
     });
 
-    let fingerprint = fingerprint(&cpu);
+    let (mut fingerprint, mut provenance) = (fingerprint(&cpu), provenance(&cpu));
+    pairs::add_gpus(&hellos, &mut fingerprint, &mut provenance);
     let calibration = rules.calibration.as_ref().filter(|calibration| {
         let fits = calibration.fingerprint == fingerprint;
         if !fits {
@@ -137,7 +138,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             device_shared,
             time: TimeSpent::default(),
         };
-        builder.finish(info, fingerprint.clone(), provenance(&cpu), Some(git_state(builds.sources(), snapshot)))
+        builder.finish(info, fingerprint.clone(), provenance.clone(), Some(git_state(builds.sources(), snapshot)))
     });
     let has_pairs = |case: &plan::PairedCase| case.is_closed || case.log_ratios.len() >= rules.policy.screen_pairs;
     let results = PairResults {

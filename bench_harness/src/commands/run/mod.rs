@@ -284,7 +284,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     let cpu = CpuInfo::read();
     let (mut fingerprint, mut provenance) = (fingerprint(&cpu), provenance(&cpu));
     if let Some(hello) = &gpus.hello {
-        environment::add_gpu(hello, &mut fingerprint, &mut provenance);
+        environment::add_gpu(hello, &*telemetry, &mut fingerprint, &mut provenance);
     }
     let record = builder.finish(info, fingerprint, provenance, git);
     let saved = save(&path, &record, journal)?;
