@@ -160,6 +160,7 @@ class TorchProvider(Provider):
         start.record()
         enqueue = time.perf_counter_ns()
         result = run()
+        self.host_ns = time.perf_counter_ns() - enqueue
         end.record()
         # The start event passed before everything was enqueued: the queue ran dry, or could have.
         if not can_hold or start.query():

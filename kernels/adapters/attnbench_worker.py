@@ -168,6 +168,7 @@ class Provider:
     name = ""
     device = "cpu"
     gpu_uuid = None  # of the GPU that it uses, as NVML writes it: the coordinator then watches its clocks, heat and power
+    host_ns = None  # nanoseconds that the host took to enqueue the last timed call, on a device that computes by itself
     kernels = ()
 
     def load(self):
@@ -440,6 +441,8 @@ class Case:
                     flush_ns += time.perf_counter_ns() - start
                 value, device_ns, wall_ns, found = self.provider.timed(call.run)
                 sample = {"device_ns": max(device_ns, 1), "wall_ns": max(wall_ns, 1), "set": input_set}
+                if self.provider.host_ns is not None:
+                    sample["host_ns"] = self.provider.host_ns
                 samples.append({**sample, "flags": found} if found else sample)
                 if is_poisoned and self.works_late(call, value):
                     flags.append("late_work")

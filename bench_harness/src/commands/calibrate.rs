@@ -1,5 +1,6 @@
 //! `attnbench calibrate`: how much two builds of one commit differ here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::run::{interrupt, journal_path, run_id};
 use super::{Exit, terminal};
 use crate::build::Purpose;
 use crate::device::cpu::info::CpuInfo;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::files::write_document;
 use crate::gate::calibration::{self, CALIBRATION, Calibration, Injected, MAX_RATE, SLOWDOWNS, calibration_file};
 use crate::gate::plan::PairedCase;
@@ -88,7 +90,10 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     };
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
     let workers = options.workers(&built, scratch.path())?;
-    for (provider, sides) in pairs::greet(&workers, &rules.suite.cases, &stop)? {
+    let hellos = pairs::greet(&workers, &rules.suite.cases, &stop)?;
+    let mut fingerprint = fingerprint(&cpu);
+    pairs::add_gpus(&hellos, &mut fingerprint, &mut BTreeMap::new());
+    for (provider, sides) in hellos {
         for hello in [sides.base, sides.head] {
             hello.with_context(|| format!("starting the worker of provider `{provider}`"))?;
         }
@@ -117,6 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         stop: stop.clone(),
         seed: options.seed.unwrap_or(rules.suite.seed),
         policy: &rules.policy,
+        telemetry: &NvmlSource,
         deadline: start + Duration::from_secs(options.budget_s.unwrap_or(24 * 3600)),
     };
     let mut progress = pairs::Progress::new(args.json);
@@ -152,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         device: device.clone(),
         date: format!("{now:.0}"),
         commit: snapshot.name(),
-        fingerprint: fingerprint(&cpu),
+        fingerprint,
         pairs: args.pairs as usize,
         measured_s,
         case_rate,

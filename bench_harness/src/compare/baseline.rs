@@ -10,6 +10,7 @@ use attn_kernels::tensor::TensorName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::clocks::SessionClocks;
 use crate::case::{CaseKey, Mode};
 use crate::metric::limits::{IMPLAUSIBLE, implausible};
 use crate::record::{CaseResult, ControlKind, Disposition, Record};
@@ -105,6 +106,9 @@ pub struct SessionCase {
     /// Warnings that take it out of verdicts: `implausible: ...`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
+    /// Of a GPU: what tells its clocks from the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<SessionClocks>,
 }
 
 /// The accuracy of one tensor during one session.
@@ -284,6 +288,7 @@ impl SessionCase {
             extra_peak_bytes: extra.clone().min().zip(extra.max()),
             errors: errors.into_iter().filter_map(|(name, seen)| Some((name, error(seen)?))).collect(),
             flags,
+            clocks: SessionClocks::of(case),
         }
     }
 }

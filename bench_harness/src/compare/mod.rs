@@ -4,6 +4,7 @@
 //! gets a verdict with a reason, be it that only one side has it.
 
 pub mod baseline;
+pub mod clocks;
 pub mod drift;
 pub mod exact;
 pub mod latency;
@@ -137,7 +138,13 @@ fn conclude(
     drift: BTreeMap<String, Drift>,
     mut cases: Vec<CaseComparison>,
 ) -> Comparison {
+    let sides: BTreeMap<&CaseKey, Pairing<'_>> =
+        pairings(base, head).into_iter().map(|pairing| (pairing.key, pairing)).collect();
     for case in &mut cases {
+        let side = &sides[&case.key];
+        for latency in case.metrics.iter_mut().filter(|metric| metric.metric == LATENCY) {
+            clocks::blame_power(&side.base, &side.head, &mut latency.finding);
+        }
         case.conclude();
     }
     Comparison {
@@ -268,6 +275,7 @@ impl Pairing<'_> {
         };
         push("extra_peak_bytes", exact::memory(&self.base, &self.head, policy));
         push("relative_l2", exact::accuracy(&self.base, &self.head, policy));
+        push("throttled_percent", clocks::throttling(&self.base, &self.head, policy));
         comparison
     }
 

@@ -76,6 +76,8 @@ pub struct Policy {
     pub accuracy_ratio: f64,
     /// or by this share of the tolerance, whichever is more.
     pub accuracy_rise: f64,
+    /// A GPU whose batches are throttled more often on one side, by this share of them, leaves a case inconclusive.
+    pub throttle_difference: f64,
 
     /// A gate that decides a smaller share of its cases is undecided.
     pub min_decided: f64,
@@ -124,6 +126,7 @@ impl Default for Policy {
             memory_slack_bytes: 64 << 10,
             accuracy_ratio: 1.5,
             accuracy_rise: 0.05,
+            throttle_difference: 0.10,
             min_decided: 0.90,
             max_mde: 0.05,
             power: 0.80,
@@ -195,6 +198,7 @@ impl Policy {
             ("family_false_discovery_rate", self.family_false_discovery_rate),
             ("family_screen_p", self.family_screen_p),
             ("control_alpha", self.control_alpha),
+            ("throttle_difference", self.throttle_difference),
             ("power", self.power),
         ];
         let counts = [

@@ -133,6 +133,7 @@ fn settle(seen: &mut CaseRound, disposition: Disposition, reason: String) {
     seen.device_ns.clear();
     seen.wall_ns.clear();
     seen.cycles.clear();
+    seen.host_ns.clear();
     seen.sets.clear();
     seen.sample_flags.clear();
 }
@@ -228,9 +229,12 @@ impl<'a> Attempt<'a> {
                 is_verified = true;
             }
         }
-        if self.seen.cycles.len() != self.seen.device_ns.len() {
-            // A device that tells of some calls only leaves no way to say of which.
-            self.seen.cycles.clear();
+        let count = self.seen.device_ns.len();
+        for figures in [&mut self.seen.cycles, &mut self.seen.host_ns] {
+            if figures.len() != count {
+                // A worker that tells of some calls only leaves no way to say of which.
+                figures.clear();
+            }
         }
         if settings.energy {
             self.hot_loop(call_ns)?;
@@ -381,6 +385,7 @@ impl<'a> Attempt<'a> {
                 self.seen.sample_flags.insert(self.seen.device_ns.len() as u32, sample.flags);
             }
             self.seen.cycles.extend(sample.cycles);
+            self.seen.host_ns.extend(sample.host_ns);
             self.seen.device_ns.push(sample.device_ns);
             self.seen.wall_ns.push(sample.wall_ns);
             self.seen.sets.push(sample.set);

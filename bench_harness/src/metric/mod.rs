@@ -31,7 +31,9 @@ pub const METRICS: &[&dyn Metric] = &[
     &memory::RssPeak,
     &accuracy::RelativeL2,
     &accuracy::MaxAbs,
-    &plan::PlanTime,
+    &plan::PLAN,
+    &plan::COMPILE,
+    &plan::ENQUEUE,
     &telemetry::ENERGY,
     &telemetry::POWER,
     &telemetry::MEMORY_BANDWIDTH,
@@ -253,5 +255,11 @@ mod tests {
         assert_eq!(value("max_abs", &case, &record).unwrap().value, f64::INFINITY);
         assert_eq!(value("extra_peak_bytes", &case, &record), Some(Estimate::exact((3 << 20) as f64)));
         assert_eq!(value("plan_ns", &case, &record).unwrap().value, 12_345.0);
+        // Nothing was compiled, and a CPU enqueues nothing.
+        assert_eq!(value("compile_ns", &case, &record), None);
+        assert_eq!(value("host_ns", &case, &record), None);
+        (case.rounds[0].compile_ns, case.rounds[1].host_ns) = (Some(7), vec![5.0, 1.0, 3.0]);
+        assert_eq!(value("compile_ns", &case, &record).unwrap().value, 7.0);
+        assert_eq!(value("host_ns", &case, &record).unwrap().value, 3.0);
     }
 }

@@ -10,6 +10,7 @@ use attn_kernels::cpu::simd::Isa;
 
 use crate::device::cpu::cache::CacheKind;
 use crate::device::cpu::info::CpuInfo;
+use crate::device::telemetry::Source;
 use crate::worker::protocol::Hello;
 
 /// The version of how cases are measured: warm-up, flush, stopping rule, rotation of inputs. Raised whenever a change of
@@ -78,9 +79,24 @@ pub fn provenance(cpu: &CpuInfo) -> BTreeMap<String, String> {
     fields
 }
 
-/// Adds a GPU, as its worker describes it: what must be equal for times to be comparable, and what computes.
-pub fn add_gpu(hello: &Hello, fingerprint: &mut BTreeMap<String, String>, provenance: &mut BTreeMap<String, String>) {
+/// Adds a GPU, as its worker describes it and as its management library does: what must be equal for times to be comparable,
+/// and what computes. A worker without a GPU adds nothing.
+pub fn add_gpu(
+    hello: &Hello,
+    source: &dyn Source,
+    fingerprint: &mut BTreeMap<String, String>,
+    provenance: &mut BTreeMap<String, String>,
+) {
     let Some(gpu) = &hello.gpu else { return };
+    let state = source.gpu(&gpu.uuid).map(|gpu| gpu.state()).unwrap_or_default();
+    let known = |value: Option<String>| value.unwrap_or_else(|| UNKNOWN.to_owned());
+    fingerprint.extend(fields([
+        ("gpu_driver", known(state.driver_version)),
+        ("gpu_mig", known(state.mig.map(|mig| if mig { "on" } else { "off" }.to_owned()))),
+        ("gpu_power_limit_w", known(state.power_limit_w.map(|watts| format!("{watts:.0}")))),
+        ("gpu_set_clock_mhz", known(state.set_clock_mhz.map(|mhz| mhz.to_string()))),
+        ("gpu_vbios", known(state.vbios_version)),
+    ]));
     let (major, minor) = gpu.compute_capability;
     fingerprint.extend(fields([
         ("gpu_compute_capability", format!("{major}.{minor}")),

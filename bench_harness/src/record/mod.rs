@@ -224,6 +224,9 @@ pub struct CaseRound {
     /// Device cycles of each timed call, where the device tells of all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cycles: Vec<f64>,
+    /// Nanoseconds that the host took to enqueue each timed call, where the worker tells of all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ns: Vec<f64>,
     /// What a call launches on a GPU, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub launches: Vec<launch::LaunchReport>,
@@ -254,6 +257,7 @@ impl CaseRound {
             plan_ns: None,
             compile_ns: None,
             cycles: Vec::new(),
+            host_ns: Vec::new(),
             launches: Vec::new(),
             device: None,
             memory: None,

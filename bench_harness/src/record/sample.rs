@@ -32,6 +32,7 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
             plan_ns: Some(12_345),
             compile_ns: None,
             cycles: Vec::new(),
+            host_ns: Vec::new(),
             launches: Vec::new(),
             device: None,
             memory: Some(MemoryReport {

@@ -59,7 +59,8 @@ pub(super) struct Supports {
 }
 
 /// Properties of problems that a kernel has to say that it handles.
-pub(super) const OPTIONS: [&str; 7] = ["additive_bias", "alibi", "bool_bias", "paged", "sinks", "softcap", "top_left"];
+pub(super) const OPTIONS: [&str; 8] =
+    ["additive_bias", "alibi", "bool_bias", "paged", "ragged", "sinks", "softcap", "top_left"];
 
 fn prefill() -> Vec<Phase> {
     vec![Phase::Prefill]

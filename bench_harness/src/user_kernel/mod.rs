@@ -5,6 +5,7 @@
 
 pub mod expression;
 mod manifest;
+mod sequences;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 
 use self::expression::{Variables, evaluate};
 use self::manifest::{LaunchEntry, Manifest};
+use self::sequences::{SequenceTable, tables_of};
 
 /// Largest manifest, in bytes.
 const MAX_MANIFEST_BYTES: u64 = 64 << 10;
@@ -124,6 +126,7 @@ impl UserKernel {
         problem: &AttentionProblem,
         device: &DeviceFacts,
         variables: &Variables,
+        tables: &[SequenceTable],
     ) -> Result<Launch, String> {
         let size = |text: &String, most: i64| -> Result<u32, String> {
             let value = evaluate(text, variables)?;
@@ -152,20 +155,29 @@ impl UserKernel {
             .arguments
             .iter()
             .map(|text| {
-                self.argument(text, problem, variables).map_err(|reason| format!("argument `{text}`: {reason}"))
+                self.argument(text, problem, variables, tables).map_err(|reason| format!("argument `{text}`: {reason}"))
             })
             .collect::<Result<_, String>>()?;
         Ok(Launch { module: 0, entry: self.entries[index], grid, block, shared_bytes, arguments })
     }
 
-    fn argument(&self, text: &str, problem: &AttentionProblem, variables: &Variables) -> Result<Argument, String> {
+    fn argument(
+        &self,
+        text: &str,
+        problem: &AttentionProblem,
+        variables: &Variables,
+        tables: &[SequenceTable],
+    ) -> Result<Argument, String> {
         let Some((kind, value)) = text.split_once(':') else {
             if text == "null" {
                 return Ok(Argument::Null);
             }
+            if let Some(number) = tables.iter().position(|table| table.name() == text) {
+                return Ok(Argument::Table(number));
+            }
             let deserializer: StrDeserializer<'_, ValueError> = text.into_deserializer();
             let name = TensorName::deserialize(deserializer)
-                .map_err(|_| "it is no tensor, nor i32:, u32:, u64:, f32:, workspace: or null".to_owned())?;
+                .map_err(|_| "it is no tensor, nor lengths_q, lengths_kv, starts_q, starts_kv, i32:, u32:, u64:, f32:, workspace: or null".to_owned())?;
             return match name {
                 TensorName::Lse => Ok(Argument::OptionalTensor(name)),
                 _ if input_names(problem).contains(&name) || output_names(problem).contains(&name) => {
@@ -293,14 +305,12 @@ impl CudaKernel for UserKernel {
         if !supports.layout.contains(&problem.layout) {
             return unsupported(format!("layout {}", problem.layout.name()));
         }
-        if problem.seqlen_q.is_ragged() || problem.seqlen_kv.is_ragged() {
-            return unsupported("a ragged batch".to_owned());
-        }
         let has = [
             ("additive_bias", problem.bias == Bias::Additive),
             ("alibi", problem.bias == Bias::Alibi),
             ("bool_bias", problem.bias == Bias::Bool),
             ("paged", problem.kv_layout != KvLayout::Contiguous),
+            ("ragged", problem.seqlen_q.is_ragged() || problem.seqlen_kv.is_ragged()),
             ("sinks", problem.sinks),
             ("softcap", problem.softcap.is_some()),
             ("top_left", problem.causal_alignment == CausalAlignment::TopLeft),
@@ -336,8 +346,12 @@ impl CudaKernel for UserKernel {
                 .map_err(|reason| failed("workspace", reason))?;
             plan.workspaces.push(bytes);
         }
+        let tables = tables_of(self.manifest.launch.iter().flat_map(|launch| &launch.arguments));
+        for table in &tables {
+            plan.tables.push(table.bytes(problem).map_err(|reason| failed(table.name(), reason))?);
+        }
         for (index, entry) in self.manifest.launch.iter().enumerate() {
-            let launch = self.launch(index, entry, problem, device, &variables);
+            let launch = self.launch(index, entry, problem, device, &variables, &tables);
             plan.launches.push(launch.map_err(|reason| failed(&format!("launch of `{}`", entry.entry), reason))?);
         }
         Ok(plan)

@@ -313,6 +313,7 @@ impl PreparedCase for CpuCase {
                 // Waking the pool's threads included, which is no part of a kernel.
                 wall_ns,
                 cycles: None,
+                host_ns: None,
                 clock_mhz: None,
                 set,
                 flags: Vec::new(),

@@ -246,6 +246,9 @@ pub struct Sample {
     /// Device cycles, where readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycles: Option<f64>,
+    /// Nanoseconds that the host took to enqueue the call on a device that computes by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ns: Option<f64>,
     /// Device clock, where readable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_mhz: Option<f64>,

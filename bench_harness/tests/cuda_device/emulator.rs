@@ -53,11 +53,21 @@ static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
 
 /// The binary on the emulated device.
 pub(crate) fn attnbench() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_attnbench"));
+    on_device(Command::new(env!("CARGO_BIN_EXE_attnbench")))
+}
+
+/// A program that finds the emulated device where others find a real one.
+pub(crate) fn on_device(mut command: Command) -> Command {
+    command.envs(environment()).env_remove("CUDA_VISIBLE_DEVICES");
     command
-        .env("LD_LIBRARY_PATH", &*LIBRARIES)
-        .env("ATTNBENCH_NVRTC", &*LIBRARIES)
-        .env("ATTNBENCH_CACHE", kept().join("cubins"))
-        .env_remove("CUDA_VISIBLE_DEVICES");
-    command
+}
+
+/// What makes a process find the emulated device.
+pub(crate) fn environment() -> [(&'static str, String); 3] {
+    let libraries = LIBRARIES.display().to_string();
+    [
+        ("LD_LIBRARY_PATH", libraries.clone()),
+        ("ATTNBENCH_NVRTC", libraries),
+        ("ATTNBENCH_CACHE", kept().join("cubins").display().to_string()),
+    ]
 }

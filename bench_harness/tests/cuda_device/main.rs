@@ -1,7 +1,9 @@
 //! The CUDA back end on the emulated device: real runs, in which only the driver and the compiler are replaced.
 
 mod emulator;
+mod gpu_script;
 mod runs;
+mod slowdown;
 mod trouble;
 mod user_kernels;
 

@@ -88,7 +88,9 @@ fn every_kernel_is_verified_timed_and_described() {
         assert_eq!(case["threads"], 0);
         let round = &case["rounds"][0];
         assert_eq!(round["device"], "cuda:0 attnbench emulated device");
-        assert_eq!(round["device_ns"].as_array().map(Vec::len), round["cycles"].as_array().map(Vec::len));
+        for what in ["cycles", "host_ns"] {
+            assert_eq!(round["device_ns"].as_array().map(Vec::len), round[what].as_array().map(Vec::len), "{what}");
+        }
         assert!(round["verification"].as_array().is_some_and(|calls| calls.len() >= 2), "{round}");
         let launches = round["launches"].as_array().expect("what was launched");
         assert!(!launches.is_empty());

@@ -9,6 +9,7 @@ use crate::{dispositions, prefill, run, suite};
 fn manifest(folder: &Path, change: impl Fn(String) -> String) -> PathBuf {
     let text = std::fs::read_to_string(cuda_folder().join("examples/row_attention.toml")).expect("the example");
     let small = text.replace("h32:8", "h2:1").replace("q1024/k1024/d128", "q19/k23/d40").replace("k8192", "k33");
+    let small = small.replace("@uniform:1-1024:s7", "@uniform:1-40:s7").replace("d128/", "d40/");
     assert_ne!(small, text, "the example's problems are those that are made small here");
     let path = folder.join("mine.toml");
     std::fs::write(&path, change(small)).expect("a temporary folder is writable");
@@ -40,7 +41,7 @@ fn the_example_is_measured_like_a_built_in() {
     // The problems of its manifest.
     let (record, _) = run(folder.path(), &[&files[..], &FAST].concat(), &[], 0);
     assert_eq!(record["run"]["suite"], "row_attention");
-    assert_eq!((dispositions(&record).len(), count(&record, "measured")), (3, 3), "{record}");
+    assert_eq!((dispositions(&record).len(), count(&record, "measured")), (4, 4), "{record}");
     // Beside the built-in kernels of a suite, on what both can do.
     let matrices = prefill("\"flash\"", "dtype = [\"bf16\", \"f32\"]\nseqlen = 33");
     let suite = suite(folder.path(), "", &matrices).display().to_string();
@@ -64,7 +65,7 @@ fn ptx_and_machine_code_are_loaded_as_they_are() {
     for image in [&ptx, &cubin.display().to_string()] {
         let arguments = ["--kernel-source", image, "--kernel-manifest", &manifest];
         let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 0);
-        assert_eq!(count(&record, "measured"), 3, "{image}: {record}");
+        assert_eq!(count(&record, "measured"), 4, "{image}: {record}");
         assert_eq!(record["cases"][0]["rounds"][0]["launches"][0]["entry"], "row_attention");
     }
 }
@@ -77,7 +78,7 @@ fn a_wrong_kernel_has_no_latency() {
     let source = write(folder.path(), "mine.cu", &example().replace("len_kv - len_q + 1", "len_kv - len_q"));
     let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest];
     let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
-    assert_eq!((count(&record, "incorrect"), count(&record, "measured")), (1, 2), "{record}");
+    assert_eq!((count(&record, "incorrect"), count(&record, "measured")), (2, 2), "{record}");
     assert_eq!(record["cases"][0]["rounds"][0]["device_ns"], serde_json::json!([]));
 }
 
@@ -91,7 +92,7 @@ fn changed_inputs_are_noticed_on_the_device() {
     let source = write(folder.path(), "mine.cu", &example().replace("// A row that sees nothing is zero.", change));
     let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest];
     let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
-    assert_eq!((count(&record, "incorrect"), count(&record, "measured")), (1, 2), "{record}");
+    assert_eq!((count(&record, "incorrect"), count(&record, "measured")), (2, 2), "{record}");
     assert_eq!(record["cases"][0]["reason"], "the kernel changed its inputs");
 }
 
@@ -104,14 +105,14 @@ fn an_illegal_address_costs_one_case() {
     let source = write(folder.path(), "mine.cu", &harmful);
     let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest];
     let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
-    assert_eq!((count(&record, "crashed"), count(&record, "measured")), (1, 2), "{record}");
+    assert_eq!((count(&record, "crashed"), count(&record, "measured")), (2, 2), "{record}");
     let reason = record["cases"][0]["reason"].as_str().expect("a reason");
     assert!(reason.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{reason}");
     // A source that does not compile costs its cases, not the run, and the compiler's words are there.
     let broken = write(folder.path(), "mine.cu", &example().replace("f32 norm =", "f32 norm +=;"));
     let arguments = ["--kernel-source", &broken, "--kernel-manifest", &manifest];
     let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 5);
-    assert_eq!(count(&record, "crashed"), 3);
+    assert_eq!(count(&record, "crashed"), 4);
     assert!(record["cases"][0]["reason"].as_str().is_some_and(|reason| reason.contains("norm")), "{record}");
 }
 
@@ -152,6 +153,12 @@ fn manifests_are_untrusted() {
     assert!(refusal("mine.txt", &as_it_is).contains("mine.txt"));
     let too_large = |text: String| format!("{text}\n#{}", "x".repeat(70_000));
     assert!(refusal(&source, &too_large).contains("larger than 65536 bytes"));
+    // A ragged batch is only for a kernel that says so.
+    let manifest_file = manifest(folder.path(), replaced("\"ragged\"", "\"softcap\"")).display().to_string();
+    let arguments = ["--kernel-source", &source, "--kernel-manifest", &manifest_file];
+    let (record, _) = run(folder.path(), &[&arguments[..], &FAST].concat(), &[], 0);
+    assert_eq!(record["cases"][3]["disposition"], "unsupported");
+    assert_eq!(record["cases"][3]["reason"], "ragged: the manifest of row_attention says no");
     // What only a problem's sizes show is the case's to say.
     for (from, to, part) in [
         ("block = [\"128\"]", "block = [\"seqlen_q * 100\"]", "`seqlen_q * 100` is 1900, beyond 1024"),

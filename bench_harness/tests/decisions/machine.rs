@@ -68,6 +68,7 @@ pub(crate) fn measured(index: usize, round_ns: Vec<f64>) -> SessionCase {
         extra_peak_bytes: Some((1 << 20, 1 << 20)),
         errors: Default::default(),
         flags: vec![],
+        clocks: None,
     }
 }
 

@@ -151,6 +151,7 @@ fn side(cases: &[PairedCase], rng: &mut Pcg64) -> Baseline {
         )]
         .into(),
         flags: vec![],
+        clocks: None,
     };
     let session = Session {
         run_id: "simulated".into(),

@@ -12,14 +12,19 @@ constexpr u32 WARPS = 4, MAX_PIECES = 4;
 constexpr f32 LOG2_E = 1.4426950408889634f;
 
 KERNEL(32 * WARPS, 1) row_attention(Global<const Storage> q, Global<const Storage> k, Global<const Storage> v,
-                                    Global<Storage> o, i32 batch, i32 len_q, i32 len_kv, i32 heads_q, i32 heads_kv,
-                                    i32 dim, i32 causal, f32 scale) {
+                                    Global<Storage> o, Global<const i32> lengths_q, Global<const i32> lengths_kv,
+                                    Global<const i32> starts_q, Global<const i32> starts_kv, i32 batch,
+                                    i32 longest_q, i32 heads_q, i32 heads_kv, i32 dim, i32 causal, f32 scale) {
     i32 lane = static_cast<i32>(thread_index() % 32);
-    i64 row = static_cast<i64>(block_index()) * WARPS + thread_index() / 32;
-    if (row >= static_cast<i64>(batch) * len_q * heads_q) return;
-    // Layout bshd: rows of a token's heads follow one another.
-    i32 head = static_cast<i32>(row % heads_q), token = static_cast<i32>(row / heads_q % len_q);
-    i64 sequence = row / heads_q / len_q;
+    i64 warp = static_cast<i64>(block_index()) * WARPS + thread_index() / 32;
+    if (warp >= static_cast<i64>(batch) * longest_q * heads_q) return;
+    i32 head = static_cast<i32>(warp % heads_q), token = static_cast<i32>(warp / heads_q % longest_q);
+    i64 sequence = warp / heads_q / longest_q;
+    i32 len_q = load(lengths_q, sequence), len_kv = load(lengths_kv, sequence);
+    if (token >= len_q) return;
+    // Layouts bshd and thd: rows of a token's heads follow one another.
+    i64 row = (static_cast<i64>(load(starts_q, sequence)) + token) * heads_q + head;
+    i64 first_key = load(starts_kv, sequence);
     i32 head_kv = head / (heads_q / heads_kv);
     f32 query[MAX_PIECES], sum[MAX_PIECES];
     for (u32 piece = 0; piece < MAX_PIECES; piece++) {
@@ -31,7 +36,7 @@ KERNEL(32 * WARPS, 1) row_attention(Global<const Storage> q, Global<const Storag
     i32 visible = causal ? token + len_kv - len_q + 1 : len_kv;
     f32 largest = -1e30f, weight_sum = 0.0f;
     for (i32 key = 0; key < visible; key++) {
-        i64 base = ((sequence * len_kv + key) * heads_kv + head_kv) * dim;
+        i64 base = ((first_key + key) * heads_kv + head_kv) * dim;
         f32 score = 0.0f;
         for (u32 piece = 0; piece < MAX_PIECES; piece++) {
             i32 at = lane + 32 * static_cast<i32>(piece);

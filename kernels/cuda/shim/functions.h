@@ -82,14 +82,18 @@ template <class T> inline void copy_async_16(u32 address, Global<const T> p, i64
     self.copies.push_back({address, from, self.groups_committed});
 }
 inline void copy_async_commit() { shim::machine->current->groups_committed++; }
-template <int in_flight> inline void copy_async_wait(LINE) {
+template <int in_flight> inline void copy_async_wait(PLACE) {
+    if (shim::is_left_out(file, line)) return;
     u32 committed = shim::machine->current->groups_committed;
     if (committed > u32(in_flight)) shim::complete_copies(committed - in_flight, line);
 }
 
-inline void sync_threads(LINE) { shim::barrier_wait(0, shim::machine->threads, line); }
+inline void sync_threads(PLACE) {
+    if (!shim::is_left_out(file, line)) shim::barrier_wait(0, shim::machine->threads, line);
+}
 inline void sync_named(u32 barrier, u32 threads, LINE) { shim::barrier_wait(barrier, threads, line); }
-inline void sync_warp(LINE) {
+inline void sync_warp(PLACE) {
+    if (shim::is_left_out(file, line)) return;
     shim::together(shim::SYNC_WARP, line, [](shim::Thread *lanes) { lanes->warp->epoch++; });
 }
 

@@ -128,6 +128,12 @@ extern "C" const char *shim_signature(const char *name) {
     return entry ? entry->signature : nullptr;
 }
 
+// From now on, launches of this host thread leave out the barrier or wait at this place; no line is none.
+extern "C" void shim_leave_out(const char *file, int line) {
+    shim::left_out_file = file;
+    shim::left_out_line = line;
+}
+
 // Runs a launch; `arguments` point to the values of the parameters. Returns whether it succeeded, else `error` says why.
 extern "C" bool shim_launch(const char *name, const u32 *grid, const u32 *block, u32 shared_bytes, void **arguments,
                             const shim::Allocation *allocations, u32 allocation_count, char *error, u64 error_bytes) {

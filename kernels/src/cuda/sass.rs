@@ -199,7 +199,9 @@ fn parse(text: &str) -> BTreeMap<String, InstructionMix> {
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("Function :") {
             kernel = Some(name.trim().to_owned());
-        } else if let Some(section) = line.strip_prefix(".section") {
+        } else if let Some(section) = line.strip_prefix(".section").filter(|rest| rest.starts_with(char::is_whitespace))
+        {
+            // `.sectioninfo` and `.sectionflags` say more of the section that has begun.
             let name = section.trim_start().strip_prefix(".text.");
             kernel = name.and_then(|name| name.split(',').next()).map(|name| name.trim_matches('"').to_owned());
         } else if let (Some(kernel), Some(mnemonic)) = (&kernel, mnemonic(line)) {
@@ -324,6 +326,17 @@ mod tests {
         };
         assert_eq!(wide, BTreeMap::from([("wide".to_owned(), expected)]));
         assert!(parse("nothing of the kind\n/*no*/ MOV").is_empty());
+    }
+
+    /// What the tools print of `timing.cu` for sm_80, whole: cuobjdump and nvdisasm 13.5, NVRTC 13.0.
+    #[test]
+    fn whole_listings_agree() {
+        let listed = parse(include_str!("../../tests/data/sass/timing_sm_80.cuobjdump.txt"));
+        assert_eq!(parse(include_str!("../../tests/data/sass/timing_sm_80.nvdisasm.txt")), listed);
+        assert_eq!(listed.keys().collect::<Vec<_>>(), ["hold", "spin", "stamp"]);
+        let expected = InstructionMix { branch: 3, other: 7, ..InstructionMix::default() };
+        assert_eq!(listed["spin"], expected);
+        assert_eq!((listed["stamp"].store_global, listed["hold"].load_global), (3, 1));
     }
 
     /// An executable that is called like a tool and does as the script says.

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use crate::build::{BuildCommand, BuildError, Builds, Purpose};
 use crate::commands::gate::pairs::Options;
 use crate::compare::Finding;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::gate::drive::drive;
 use crate::measure::pairs::{PairContext, PairError, PairObserver, PairRun, PairState, Sides};
 use crate::record::{CaseRound, Disposition};
@@ -119,6 +120,7 @@ impl<'a> Measurer<'a> {
             stop: Arc::clone(&self.stop),
             seed: self.options.seed.unwrap_or(self.rules.suite.seed),
             policy: &self.rules.policy,
+            telemetry: &NvmlSource,
             deadline: Instant::now() + budget,
         };
         let state = PairState::new(&self.rules.suite, &[], &[], |_| None);

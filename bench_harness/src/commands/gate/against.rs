@@ -13,6 +13,7 @@ use crate::commands::run::locks::is_shared;
 use crate::commands::run::{interrupt, journal_path, run_id, workers};
 use crate::compare::{Baseline, Side};
 use crate::device::cpu::info::CpuInfo;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::files::write_atomically;
 use crate::gate::drive::{PairSource, drive};
 use crate::gate::outcome::{GateReport, PairResults, judge_pairs};
@@ -72,7 +73,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         _ => false,
     });
 
-    let fingerprint = fingerprint(&cpu);
+    let (mut fingerprint, mut provenance) = (fingerprint(&cpu), provenance(&cpu));
+    pairs::add_gpus(&hellos, &mut fingerprint, &mut provenance);
     let calibration = rules.calibration.as_ref().filter(|calibration| {
         let fits = calibration.fingerprint == fingerprint;
         if !fits {
@@ -104,6 +106,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         stop: stop.clone(),
         seed: args.pairs.seed.unwrap_or(rules.suite.seed),
         policy: &rules.policy,
+        telemetry: &NvmlSource,
         deadline: start + Duration::from_secs(rules.policy.budget_s),
     };
     let mut progress = pairs::Progress::new(args.common.json);
@@ -144,7 +147,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             device_shared,
             time: TimeSpent::default(),
         };
-        builder.finish(info, fingerprint.clone(), provenance(&cpu), Some(git_state(builds.sources(), snapshot)))
+        builder.finish(info, fingerprint.clone(), provenance.clone(), Some(git_state(builds.sources(), snapshot)))
     });
     let has_pairs = |case: &plan::PairedCase| case.is_closed || case.log_ratios.len() >= rules.policy.screen_pairs;
     let results = PairResults {

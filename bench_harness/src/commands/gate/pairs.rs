@@ -10,8 +10,9 @@ use anyhow::{Context, bail};
 
 use crate::build::{BuildCommand, Builds, BuiltWorker, Purpose};
 use crate::commands::run::workers;
+use crate::device::telemetry::nvml::NvmlSource;
 use crate::measure::pairs::{PairObserver, Sides, WorkerSet};
-use crate::record::{CaseRound, Disposition};
+use crate::record::{CaseRound, Disposition, environment};
 use crate::report::units;
 use crate::stats::quantile::median;
 use crate::suite::{CaseGlob, PlannedCase};
@@ -152,6 +153,17 @@ pub(in crate::commands) fn greet(
         }
     }
     Ok(hellos)
+}
+
+/// Adds what the GPUs of base's workers are to the machine's description; head's are the same ones.
+pub(in crate::commands) fn add_gpus(
+    hellos: &Hellos,
+    fingerprint: &mut BTreeMap<String, String>,
+    provenance: &mut BTreeMap<String, String>,
+) {
+    for hello in hellos.values().filter_map(|sides| sides.base.as_ref().ok()) {
+        environment::add_gpu(hello, &NvmlSource, fingerprint, provenance);
+    }
 }
 
 /// A line a round, and one for each case that fails.

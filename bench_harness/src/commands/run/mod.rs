@@ -1,6 +1,7 @@
 //! `attnbench run`: measure a suite and write a record.
 
 mod devices;
+mod dtype;
 pub(super) mod interrupt;
 pub(super) mod locks;
 mod progress;
@@ -9,6 +10,7 @@ pub(super) mod workers;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use attn_kernels::problem::Dtype;
 
 use super::Exit;
 use super::terminal;
@@ -72,6 +74,10 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
 
+    /// Compute every problem in this dtype: `f32`, `f16` or `bf16`, the keys' too; most GPU kernels know no f32
+    #[arg(long, value_name = "DTYPE", value_parser = dtype::parse)]
+    dtype: Option<Dtype>,
+
     /// Seed of inputs and of the order of cases
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
@@ -111,7 +117,7 @@ Examples:
   attnbench run ci --rounds 10 --out base.json
   attnbench run prefill --include '*/flash/*' --mode hot --threads 1
   attnbench run ci --dry-run
-  attnbench run prefill --device cuda:0
+  attnbench run prefill --device cuda:0 --dtype bf16
   attnbench run --kernel-source my.cu --kernel-manifest my.toml
   attnbench run ci --store results/history.db
   attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
@@ -161,6 +167,9 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
         (None, Some(kernel)) => devices::own_suite(&kernel)?,
         (None, None) => bail!("measuring nothing: name a suite"),
     };
+    if let Some(dtype) = args.dtype {
+        dtype::compute_in(&mut suite, dtype)?;
+    }
     devices::retarget(&mut suite, args)?;
     let cores = usable_cores();
     if let Some(seed) = args.seed {
@@ -275,7 +284,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     let cpu = CpuInfo::read();
     let (mut fingerprint, mut provenance) = (fingerprint(&cpu), provenance(&cpu));
     if let Some(hello) = &gpus.hello {
-        environment::add_gpu(hello, &mut fingerprint, &mut provenance);
+        environment::add_gpu(hello, &*telemetry, &mut fingerprint, &mut provenance);
     }
     let record = builder.finish(info, fingerprint, provenance, git);
     let saved = save(&path, &record, journal)?;

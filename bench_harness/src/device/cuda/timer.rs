@@ -38,6 +38,8 @@ pub struct Timing {
     pub flush_ns: f64,
     /// Nanoseconds that the rest of the device went on after the stream had ended.
     pub drain_ns: f64,
+    /// Nanoseconds that the host took to enqueue the work.
+    pub host_ns: f64,
     /// Mean clock of the multiprocessors over flush and work, in MHz.
     pub clock_mhz: Option<f64>,
     /// Whether launch gaps are outside.
@@ -151,7 +153,7 @@ impl Timer {
         if how.hold {
             wall = Instant::now();
         }
-        enqueued?;
+        let host_ns = enqueued?;
         context.wait()?;
         let wall_ns = elapsed_ns(wall) as f64;
         ended()?;
@@ -168,12 +170,14 @@ impl Timer {
             wall_ns: (wall_ns - flush_ns).max(device_ns),
             flush_ns,
             drain_ns,
+            host_ns,
             clock_mhz: self.clock_mhz(context)?,
             is_held: how.hold,
         }))
     }
 
-    fn enqueue(&self, context: &Context, how: How, work: &mut dyn FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
+    /// Enqueues a sample, and returns the nanoseconds that the work itself took to enqueue.
+    fn enqueue(&self, context: &Context, how: How, work: &mut dyn FnMut() -> Result<(), Fault>) -> Result<f64, Fault> {
         let record = |event| {
             // SAFETY: event and stream are live ones of this context.
             check("recording an event", unsafe { sys::cuEventRecord(event, context.stream()) })
@@ -184,9 +188,12 @@ impl Timer {
             context.fill(&self.flush, Pattern::Byte(0x5a))?;
         }
         record(self.events[1])?;
+        let working = Instant::now();
         work()?;
+        let host_ns = elapsed_ns(working) as f64;
         record(self.events[2])?;
-        self.stamp(context, 1)
+        self.stamp(context, 1)?;
+        Ok(host_ns)
     }
 
     fn stamp(&self, context: &Context, half: u64) -> Result<(), Fault> {

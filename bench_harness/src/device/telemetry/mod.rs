@@ -44,6 +44,8 @@ pub struct GpuState {
     pub mig: Option<bool>,
     /// Processes that compute on it now.
     pub compute_processes: Option<usize>,
+    /// Clock that applications are set to run the multiprocessors at.
+    pub set_clock_mhz: Option<u32>,
     /// Highest clock of the multiprocessors.
     pub sm_clock_max_mhz: Option<u32>,
     /// Highest clock of the memory.

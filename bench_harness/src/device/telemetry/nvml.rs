@@ -161,6 +161,7 @@ impl Gpu for NvmlGpu {
             ecc: board.is_ecc_enabled().ok().map(|ecc| ecc.currently_enabled),
             mig: board.mig_mode().ok().map(|mode| mode.current != 0),
             compute_processes: device.running_compute_processes().ok().map(|processes| processes.len()),
+            set_clock_mhz: board.applications_clock(Clock::Graphics).ok(),
             sm_clock_max_mhz: board.max_clock_info(Clock::SM).ok(),
             memory_clock_max_mhz: board.max_clock_info(Clock::Memory).ok(),
             memory_bus_bits: board.memory_bus_width().ok(),

@@ -29,6 +29,7 @@ use super::journal::{Entry, Journal, JournalError, PairControls, PairEntry};
 use super::run::{CONTROL_TIMEOUT, START_TIMEOUT};
 use super::verify::Verifier;
 use crate::clock::elapsed_ns;
+use crate::device::telemetry::Source;
 use crate::gate::drive::PairSource;
 use crate::gate::plan::PairedCase;
 use crate::gate::policy::Policy;
@@ -68,6 +69,8 @@ pub struct PairContext<'a> {
     pub seed: u64,
     /// Samples and seeds of a pair.
     pub policy: &'a Policy,
+    /// Where the GPUs of workers are watched.
+    pub telemetry: &'a dyn Source,
     /// When measuring ends.
     pub deadline: Instant,
 }
@@ -131,7 +134,10 @@ impl<'a> PairRun<'a> {
         let surroundings =
             Surroundings { variables: vec![("ATTNBENCH_PADDING".to_owned(), padding)], is_untrusted: true };
         self.observer.round_started(round, order.len());
-        let mut workers = self.context.workers.map(|set| set.round(surroundings.clone(), self.context.stop.clone()));
+        let mut workers = self
+            .context
+            .workers
+            .map(|set| set.round(surroundings.clone(), self.context.telemetry, self.context.stop.clone()));
         let mut control_worker = self.control_worker()?;
         let count = order.len().div_ceil(CASES_A_CONTROL_SLOT).min(MAX_CONTROL_SLOTS);
         let slots: Vec<usize> = (0..count).map(|slot| slot * order.len() / count).collect();

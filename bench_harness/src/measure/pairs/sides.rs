@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::clock::elapsed_ns;
+use crate::device::telemetry::Source;
 use crate::measure::case::{CaseOutcome, disposition_of};
 use crate::measure::run::{MAX_FAILED_STARTS, START_TIMEOUT};
 use crate::record::{CaseRound, TimeSpent};
@@ -44,11 +45,17 @@ pub struct WorkerSet {
 
 impl WorkerSet {
     /// The workers of a round, none of them started yet.
-    pub(super) fn round(&self, surroundings: Surroundings, stop: Arc<AtomicBool>) -> RoundWorkers<'_> {
+    pub(super) fn round<'a>(
+        &'a self,
+        surroundings: Surroundings,
+        telemetry: &'a dyn Source,
+        stop: Arc<AtomicBool>,
+    ) -> RoundWorkers<'a> {
         RoundWorkers {
             set: self,
             is_head: self.is_head,
             surroundings,
+            telemetry,
             stop,
             running: BTreeMap::new(),
             failed_starts: BTreeMap::new(),
@@ -61,6 +68,7 @@ pub(super) struct RoundWorkers<'a> {
     set: &'a WorkerSet,
     pub(super) is_head: bool,
     surroundings: Surroundings,
+    telemetry: &'a dyn Source,
     stop: Arc<AtomicBool>,
     running: BTreeMap<String, Worker>,
     failed_starts: BTreeMap<String, u32>,
@@ -115,7 +123,8 @@ impl RoundWorkers<'_> {
             let how = format!("could not be started {failed} times in a row in this round");
             return Err(Failure::Crashed { provider: provider.to_owned(), how, stderr: String::new() });
         }
-        let spawned = Worker::spawn_in(command, &self.surroundings, Arc::clone(&self.stop), START_TIMEOUT);
+        let mut spawned = Worker::spawn_in(command, &self.surroundings, Arc::clone(&self.stop), START_TIMEOUT);
+        spawned.iter_mut().for_each(|worker| worker.watch(self.telemetry));
         *failed = if spawned.is_ok() { 0 } else { *failed + 1 };
         spawned
     }

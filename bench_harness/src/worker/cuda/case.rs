@@ -8,22 +8,22 @@ use attn_kernels::cuda::CudaKernel;
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::problem::AttentionProblem;
 use attn_kernels::reference::SampledRows;
-use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
+use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 
 use super::Session;
+use super::memory::{foresee_memory, poison_of, tensor_buffer};
+use super::slowdown::spin_of;
 use crate::case::Mode;
 use crate::clock::elapsed_ns;
-use crate::device::cpu::memory;
-use crate::device::cuda::context::{Buffer, Context, Pattern};
+use crate::device::cpu::memory::rss_peak_bytes;
+use crate::device::cuda::context::Buffer;
 use crate::device::cuda::driver::Fault;
 use crate::device::cuda::graph::Graph;
 use crate::device::cuda::launch::{Code, LoadedPlan};
 use crate::device::cuda::timer::{How, Timing};
-use crate::worker::protocol::{ErrorKind, Measure, Measured, Memory, Prepare, Prepared, Sample, WorkerError, Written};
+use crate::worker::protocol::{Measure, Measured, Memory, Prepare, Prepared, Sample, WorkerError, Written};
 use crate::worker::provider::PreparedCase;
 
-/// The share of the free memory that is left alone: allocations are rounded up, and loading code takes some.
-const MARGIN_SHARE: u64 = 64;
 /// A hot sample lasts about this long, so that its events do not count.
 const HOT_SAMPLE_NS: f64 = 200_000.0;
 /// Most calls of a hot sample.
@@ -60,6 +60,10 @@ pub(super) struct CudaCase {
     graphs: BTreeMap<(usize, bool), Graph>,
     /// Bytes that were allocated before the plan was loaded.
     base_bytes: u64,
+    /// What a calibration adds to each call, as a share of it.
+    slowdown: f64,
+    /// How long a kernel that adds this is, once calls without it have told.
+    spin_ns: Option<u64>,
 }
 
 impl CudaCase {
@@ -118,6 +122,8 @@ impl CudaCase {
             repeat: 1,
             graphs: BTreeMap::new(),
             base_bytes,
+            slowdown: prepare.slowdown.clamp(0.0, 100.0),
+            spin_ns: None,
         };
         let start = Instant::now();
         for set in 0..slot_count {
@@ -147,7 +153,27 @@ impl CudaCase {
     }
 
     /// Runs a call and takes its time.
-    fn call(&mut self, slot: usize, is_poisoned: bool, mode: Mode) -> Result<Timing, Fault> {
+    fn call(&mut self, slot: usize, is_poisoned: bool, mode: Mode) -> Result<Timing, WorkerError> {
+        let session = Rc::clone(&self.session);
+        let failed = |fault| session.failed(fault);
+        let is_first = self.calls == 0;
+        if self.slowdown > 0.0 && !is_first && self.spin_ns.is_none() {
+            let share = self.slowdown;
+            let sample = &mut |spin| Ok(self.sample(slot, false, mode, spin).map_err(failed)?.device_ns);
+            self.spin_ns = Some(spin_of(share, sample)?);
+        }
+        let timing = self.sample(slot, is_poisoned, mode, self.spin_ns).map_err(failed)?;
+        let calls = if mode == Mode::Hot && !is_first { self.repeat as f64 } else { 1.0 };
+        Ok(Timing {
+            device_ns: timing.device_ns / calls,
+            wall_ns: timing.wall_ns / calls,
+            host_ns: timing.host_ns / calls,
+            ..timing
+        })
+    }
+
+    /// Takes a sample: a call, or several of them in hot mode, and then a kernel that does nothing for so long.
+    fn sample(&mut self, slot: usize, is_poisoned: bool, mode: Mode, spin: Option<u64>) -> Result<Timing, Fault> {
         let session = Rc::clone(&self.session);
         let context = &session.context;
         let is_first = self.calls == 0;
@@ -162,9 +188,12 @@ impl CudaCase {
         let timing = session.timer.time(
             context,
             how,
-            &mut || match self.graphs.get(&(slot, is_poisoned)) {
-                Some(graph) if is_graph => graph.launch(context),
-                _ => self.enqueue(slot, is_poisoned),
+            &mut || {
+                match self.graphs.get(&(slot, is_poisoned)) {
+                    Some(graph) if is_graph => graph.launch(context)?,
+                    _ => self.enqueue(slot, is_poisoned)?,
+                }
+                spin.map_or(Ok(()), |spin_ns| session.timer.enqueue_spin(context, spin_ns))
             },
             // As soon as its stream has ended, whatever else the device still does.
             &mut || {
@@ -179,8 +208,7 @@ impl CudaCase {
         if is_first {
             self.repeat = ((HOT_SAMPLE_NS / timing.device_ns) as usize).clamp(1, MAX_REPEAT);
         }
-        let calls = if is_graph { self.repeat as f64 } else { 1.0 };
-        Ok(Timing { device_ns: timing.device_ns / calls, wall_ns: timing.wall_ns / calls, ..timing })
+        Ok(timing)
     }
 
     fn enqueue(&self, slot: usize, is_poisoned: bool) -> Result<(), Fault> {
@@ -188,68 +216,6 @@ impl CudaCase {
         let inputs = &self.slots[slot].inputs;
         let address_of = |name| inputs.get(&name).or_else(|| outputs.get(&name)).map(Buffer::address);
         self.plan.enqueue(&self.session.context, &address_of)
-    }
-}
-
-/// Input buffers that fit, or why not even one does: out of memory is foreseen and not met, since nothing is certain of a
-/// device after it.
-fn foresee_memory(
-    session: &Session,
-    problem: &AttentionProblem,
-    plan_bytes: u64,
-    prepare: &Prepare,
-) -> Result<u64, WorkerError> {
-    let out_of_memory = |message: String| Err(WorkerError::new(ErrorKind::OutOfMemory, message));
-    let bytes_of = |names: Vec<TensorName>| -> u64 {
-        let bytes = |name| {
-            let (element, dims) = input::tensor_shape(problem, name);
-            let bytes = dims.iter().fold(element.bytes() as u64, |bytes, &dim| bytes.saturating_mul(dim as u64));
-            bytes.saturating_add(256)
-        };
-        names.into_iter().map(bytes).fold(0, u64::saturating_add)
-    };
-    let inputs_bytes = bytes_of(input::input_names(problem));
-    let outputs_bytes = bytes_of(input::output_names(problem));
-    let host_bytes = inputs_bytes.saturating_add(outputs_bytes);
-    if host_bytes > prepare.available_bytes {
-        return out_of_memory(format!(
-            "needs {host_bytes} bytes of host memory to make inputs and compare outputs, {} are available",
-            prepare.available_bytes
-        ));
-    }
-    let free_bytes = session.context.free_bytes().map_err(|fault| session.failed(fault))?;
-    let usable_bytes = free_bytes - free_bytes / MARGIN_SHARE;
-    let needs = |slots: u64| {
-        let fixed = outputs_bytes.saturating_mul(2).saturating_add(plan_bytes);
-        inputs_bytes.saturating_mul(slots).saturating_add(fixed)
-    };
-    let wanted = prepare.slots.clamp(1, 16);
-    match (1..=wanted).rev().find(|&slots| needs(slots) <= usable_bytes) {
-        Some(slots) => Ok(slots),
-        None => out_of_memory(format!(
-            "needs {} bytes of device memory, {plan_bytes} of them workspace, and {usable_bytes} can be had",
-            needs(1)
-        )),
-    }
-}
-
-/// Memory of a tensor in whole words, all of them defined.
-fn tensor_buffer(context: &Context, problem: &AttentionProblem, name: TensorName) -> Result<Buffer, Fault> {
-    let (element, dims) = input::tensor_shape(problem, name);
-    let bytes = Tensor::size_bytes(element, &dims).expect("foreseen to fit") as u64;
-    let buffer = context.allocate(bytes.next_multiple_of(4))?;
-    context.fill(&buffer, Pattern::Byte(0))?;
-    Ok(buffer)
-}
-
-/// NaN of a float type, as `Tensor::poison` writes it.
-fn poison_of(element: ElementType) -> Pattern {
-    match element {
-        ElementType::F32 => Pattern::Word(f32::NAN.to_bits()),
-        ElementType::F16 => Pattern::Half(half::f16::NAN.to_bits()),
-        ElementType::Bf16 => Pattern::Half(half::bf16::NAN.to_bits()),
-        ElementType::I32 => Pattern::Word(0x8000_0000),
-        ElementType::Bool => Pattern::Byte(1),
     }
 }
 
@@ -285,7 +251,7 @@ impl PreparedCase for CudaCase {
             }
             measured.inputs_ns += elapsed_ns(start);
             let is_first = self.calls == 0;
-            let timing = self.call(slot, is_poisoned, measure.mode).map_err(|fault| session.failed(fault))?;
+            let timing = self.call(slot, is_poisoned, measure.mode)?;
             measured.flush_ns += timing.flush_ns as u64;
             is_late &= timing.drain_ns > LATE_NS + 0.5 * timing.device_ns;
             let flags = if timing.is_held || is_first { Vec::new() } else { vec!["unheld".to_owned()] };
@@ -293,6 +259,7 @@ impl PreparedCase for CudaCase {
                 device_ns: timing.device_ns,
                 wall_ns: timing.wall_ns,
                 cycles: timing.clock_mhz.map(|mhz| timing.device_ns * mhz / 1e3),
+                host_ns: Some(timing.host_ns),
                 clock_mhz: timing.clock_mhz,
                 set,
                 flags,
@@ -334,7 +301,7 @@ impl PreparedCase for CudaCase {
         Memory {
             tensor_bytes: input::tensor_bytes(&self.problem),
             extra_peak_bytes: Some(context.peak_bytes().saturating_sub(self.base_bytes)),
-            rss_peak_bytes: memory::rss_peak_bytes(),
+            rss_peak_bytes: rss_peak_bytes(),
             device_used_bytes: free_bytes.map(|free| context.device().memory_bytes.saturating_sub(free)),
         }
     }

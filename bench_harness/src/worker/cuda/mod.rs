@@ -1,6 +1,8 @@
 //! The CUDA provider: plans and times kernels of `attn_kernels::cuda`, and a user's own, on one device.
 
 mod case;
+mod memory;
+mod slowdown;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -1,0 +1,24 @@
+//! `--dtype`: a suite's problems, all in one dtype.
+
+use anyhow::Context;
+use attn_kernels::problem::Dtype;
+
+use crate::suite::Suite;
+
+/// Reads the option.
+pub(super) fn parse(name: &str) -> Result<Dtype, String> {
+    let known = || Dtype::ALL.map(Dtype::name).join(", ");
+    Dtype::parse(name).ok_or_else(|| format!("there is no dtype `{name}`; there are {}", known()))
+}
+
+/// Makes this the dtype of queries and keys of every case. Cases that are alike then are one.
+pub(super) fn compute_in(suite: &mut Suite, dtype: Dtype) -> anyhow::Result<()> {
+    for planned in &mut suite.cases {
+        let problem = &mut planned.case.problem;
+        (problem.dtype, problem.dtype_kv) = (dtype, dtype);
+        problem.validate().with_context(|| {
+            format!("computing case `{}` in {}: leave it out with --exclude", planned.case.id(), dtype.name())
+        })?;
+    }
+    Ok(())
+}
