@@ -32,8 +32,8 @@ const INJECTED_CASES: usize = 3;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  attnbench calibrate                          suite `ci`, 40 pairs of each case
-  attnbench calibrate --suite decode --pairs 80
+  attnbench calibrate                          suite `ci`, 100 pairs of each case
+  attnbench calibrate --suite decode --pairs 200
 
 Whatever is found between two builds of one commit is a false alarm. Slowdowns of 1, 2, 5 and 10 %
 are made by the workers of three cases, and put into the numbers of all. The file that is written,
@@ -46,7 +46,7 @@ pub struct Args {
     #[command(flatten)]
     options: Options,
     /// Pairs of each case
-    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(40..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(40..=10_000))]
     pairs: u32,
     /// Where the calibration goes [default: ci/calibration/DEVICE/SUITE.json of the repository]
     #[arg(long, short, value_name = "FILE")]
