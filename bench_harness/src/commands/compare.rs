@@ -56,10 +56,7 @@ pub(crate) struct Common {
 impl Common {
     /// The checked policy of the file that was named.
     pub(crate) fn policy(&self) -> anyhow::Result<Option<Policy>> {
-        let Some(path) = &self.policy else { return Ok(None) };
-        let name = path.display().to_string();
-        let text = policy_text(path).with_context(|| format!("reading gate policy `{name}`"))?;
-        Ok(Some(Policy::from_toml(&text, &name)?))
+        load_policy(self.policy.as_deref())
     }
 
     /// A baseline by its file or its name.
@@ -95,8 +92,16 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
+/// The checked policy of a file, where one is named.
+pub(crate) fn load_policy(path: Option<&Path>) -> anyhow::Result<Option<Policy>> {
+    let Some(path) = path else { return Ok(None) };
+    let name = path.display().to_string();
+    let text = policy_text(path).with_context(|| format!("reading gate policy `{name}`"))?;
+    Ok(Some(Policy::from_toml(&text, &name)?))
+}
+
 /// A record, a baseline file or a named baseline, as sessions.
-fn side(text: &str, baselines: &Path) -> anyhow::Result<Baseline> {
+pub(crate) fn side(text: &str, baselines: &Path) -> anyhow::Result<Baseline> {
     if text.starts_with(REFERENCE_PREFIX) {
         return Ok(BaselineStore::new(baselines).find(text, &CpuInfo::read().slug())?);
     }

@@ -124,7 +124,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             id: format!("{}-{side}", header.run_id),
             started_at: header.started_at.clone(),
             finished_at: format!("{:.0}", jiff::Timestamp::now()),
-            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            command: super::command_line(),
             attnbench_version: env!("CARGO_PKG_VERSION").to_owned(),
             suite: rules.suite.name.clone(),
             suite_hash: rules.suite.hash.clone(),
@@ -150,7 +150,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         notes,
         is_complete: state.pairs().iter().all(has_pairs) && !interrupted,
     };
-    let report = judge_pairs(results, &rules.policy, args.strict);
+    let report = GateReport { command: super::command_line(), ..judge_pairs(results, &rules.policy, args.strict) };
     save(&out, &report, &records)?;
     match journal {
         Some(journal) if !interrupted => journal.remove()?,
@@ -159,7 +159,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             journal_file.display()
         ),
     }
-    super::print(&report, args.common.json)?;
+    super::print(args, &report)?;
     eprintln!("\nreport: {}", out.display());
     // Two states of the working tree on one commit are no two tries of one gate.
     let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };
