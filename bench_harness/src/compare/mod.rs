@@ -4,6 +4,7 @@
 //! gets a verdict with a reason, be it that only one side has it.
 
 pub mod baseline;
+pub mod devices;
 pub mod drift;
 pub mod exact;
 pub mod latency;

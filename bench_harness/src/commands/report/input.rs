@@ -10,7 +10,7 @@ use super::Args;
 use crate::commands::compare::{load_policy, load_record, side};
 use crate::gate::outcome::{GateReport, judge};
 use crate::record::Record;
-use crate::report::Subject;
+use crate::report::{Format, Subject};
 
 /// Largest report of a gate, in bytes.
 const MAX_GATE_BYTES: u64 = 64 << 20;
@@ -23,7 +23,7 @@ pub(super) enum Input {
 
 impl Input {
     /// Reads what the arguments name, and judges it where they say by what.
-    pub(super) fn read(args: &Args) -> anyhow::Result<Input> {
+    pub(super) fn read(args: &Args, format: &Format) -> anyhow::Result<Input> {
         if let Some(base) = &args.base {
             let policy = load_policy(args.policy.as_deref())?.unwrap_or_default();
             let heads = args.inputs.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -33,7 +33,7 @@ impl Input {
             bail!(
                 "writing a report of {} files: `{}` takes one; --base judges several sessions of head",
                 args.inputs.len(),
-                args.format.name
+                format.name
             );
         };
         if is_gate(path) { Ok(Input::Gate(load_gate(path)?.0)) } else { Ok(Input::Run(load_record(path)?)) }

@@ -1,6 +1,7 @@
 //! `attnbench report`: files for people and for other tools.
 
 mod input;
+mod site;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use clap::builder::PossibleValue;
 
+use super::compare::Price;
 use super::{Exit, terminal};
 use crate::files::write_atomically;
 use crate::gate::outcome::GateReport;
@@ -23,15 +25,15 @@ pub(crate) use input::load_gate;
 pub struct Args {
     /// What to write
     #[arg(value_name = "FORMAT", value_parser = FormatParser)]
-    format: &'static Format,
-    /// A record, or what `attnbench gate` wrote; with --base, records of head, one a session
+    format: Wanted,
+    /// A record, or what `attnbench gate` wrote; with --base, records of head, one a session; `html` takes several
     #[arg(required = true, value_name = "FILE")]
     inputs: Vec<PathBuf>,
     /// Judge the records against this: a record, a baseline file, or `baseline:[DEVICE/]SUITE`
     #[arg(long, value_name = "BASE")]
     base: Option<String>,
-    /// Where the report goes [default: stdout]
-    #[arg(long, short, value_name = "FILE")]
+    /// Where the report goes: a file [default: stdout], or the folder of `html` [default: report]
+    #[arg(long, short, value_name = "PATH")]
     out: Option<PathBuf>,
     /// Directory of stored baselines
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
@@ -39,10 +41,28 @@ pub struct Args {
     /// TOML file of decision constants that differ from the defaults
     #[arg(long, value_name = "FILE", requires = "base")]
     policy: Option<PathBuf>,
+    /// History whose series `html` shows: a file, or a server as postgresql://USER@HOST/DATABASE
+    #[arg(long, value_name = "PATH|URL")]
+    store: Option<String>,
+    /// US dollars an hour of a device, for `html` of several devices: --price nvidia-h200=3.79
+    #[arg(long, value_name = "DEVICE=USD")]
+    price: Vec<Price>,
 }
+
+/// What to write: a folder of pages, or a file.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    Html,
+    File(&'static Format),
+}
+
+/// The name of the format that is a folder.
+const HTML: &str = "html";
 
 const EXAMPLES: &str = "\
 Examples:
+  attnbench report html record.json --out report/
+  attnbench report html head.json --base base.json --store results/history.db
   attnbench report markdown gate.json >> $GITHUB_STEP_SUMMARY
   attnbench report junit gate.json --out junit.xml
   attnbench report markdown head.json --base base.json
@@ -54,8 +74,16 @@ what it says.";
 
 /// Writes it.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let input = Input::read(&args)?;
-    write(args.format, input.subject(), args.out.as_deref())?;
+    match args.format {
+        Wanted::Html => site::write(&args)?,
+        Wanted::File(format) => {
+            if args.store.is_some() || !args.price.is_empty() {
+                bail!("writing a report: --store and --price are for `html`; `{}` shows neither", format.name);
+            }
+            let input = Input::read(&args, format)?;
+            write(format, input.subject(), args.out.as_deref())?;
+        }
+    }
     Ok(Exit::Pass)
 }
 
@@ -100,7 +128,7 @@ impl FromStr for Target {
 struct FormatParser;
 
 impl clap::builder::TypedValueParser for FormatParser {
-    type Value = &'static Format;
+    type Value = Wanted;
 
     fn parse_ref(
         &self,
@@ -108,16 +136,17 @@ impl clap::builder::TypedValueParser for FormatParser {
         argument: Option<&clap::Arg>,
         value: &std::ffi::OsStr,
     ) -> Result<Self::Value, clap::Error> {
-        let names = clap::builder::PossibleValuesParser::new(FORMATS.iter().map(possible));
+        let names = clap::builder::PossibleValuesParser::new(possible());
         let name = names.parse_ref(command, argument, value)?;
-        Ok(crate::report::format(&name).expect("only names of the table are possible"))
+        Ok(crate::report::format(&name).map_or(Wanted::Html, Wanted::File))
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(FORMATS.iter().map(possible)))
+        Some(Box::new(possible()))
     }
 }
 
-fn possible(format: &Format) -> PossibleValue {
-    PossibleValue::new(format.name).help(format.about)
+fn possible() -> impl Iterator<Item = PossibleValue> {
+    let html = PossibleValue::new(HTML).help("a folder of pages that any browser opens from the disk");
+    std::iter::once(html).chain(FORMATS.iter().map(|format| PossibleValue::new(format.name).help(format.about)))
 }
