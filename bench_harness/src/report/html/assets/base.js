@@ -81,10 +81,38 @@ const attnbench = (() => {
       const two = (n) => String(n).padStart(2, "0");
       return s < 3600 ? `${Math.floor(s / 60)} min ${two(s % 60)} s` : `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
     },
+    threads: (threads) => (threads > 0 ? `, ${threads} thread${threads === 1 ? "" : "s"}` : ""),
     words: (name) => String(name).replaceAll("_", " "),
     short: (commit) => String(commit).slice(0, 10),
     time: (time) => String(time).replace("T", " ").replace(/(\.\d+)?Z$/, " UTC"),
   };
+
+  // What metrics are called, and how their values are shown: their own names are for programs.
+  const METRICS = {
+    latency_ns_median: ["time of a call", format.ns],
+    latency_ns_p99: ["99th percentile of a call", format.ns],
+    flops_per_s: ["rate", format.rate],
+    bandwidth_gb_per_s: ["bandwidth", (gb) => format.bandwidth(isNumber(gb) ? gb * 1e9 : gb)],
+    percent_of_limit: ["share of the device's limit", (percent) => format.percent(isNumber(percent) ? percent / 100 : percent)],
+    extra_peak_bytes: ["peak memory beside inputs and outputs", format.bytes],
+    rss_peak_bytes: ["peak memory of the process", format.bytes],
+    relative_l2: ["relative L2 error", format.error],
+    max_abs: ["largest error", format.error],
+    plan_ns: ["planning", format.ns],
+    energy_per_call_j: ["energy of a call", format.joules],
+    power_w: ["power", (watts) => `${format.digits(watts)} W`],
+    measured_bandwidth_gb_per_s: ["bandwidth, by the device's own counters", (gb) => format.bandwidth(isNumber(gb) ? gb * 1e9 : gb)],
+    tensor_activity_percent: ["tensor cores at work", (percent) => format.percent(isNumber(percent) ? percent / 100 : percent)],
+    sm_clock_mhz: ["clock", (mhz) => `${format.digits(mhz)} MHz`],
+    memory_clock_mhz: ["clock of the memory", (mhz) => `${format.digits(mhz)} MHz`],
+    temperature_max_c: ["highest temperature", (celsius) => `${format.digits(celsius)} °C`],
+    power_capped_percent: ["under the power cap", (percent) => format.percent(isNumber(percent) ? percent / 100 : percent)],
+    throttled_percent: ["batches thrown away", (percent) => format.percent(isNumber(percent) ? percent / 100 : percent)],
+    process_memory_peak_bytes: ["device memory of the process", format.bytes],
+  };
+  // Other tools have metrics of their own.
+  format.metric = (name) => METRICS[name]?.[0] ?? format.words(name);
+  format.valueOf = (name) => METRICS[name]?.[1] ?? format.digits;
 
   // Which colour a word has; the word itself is always there.
   const TONES = {
@@ -125,7 +153,7 @@ const attnbench = (() => {
   // Themes: the system's, unless somebody chose. Storage may be refused to pages from the disk.
   const THEMES = ["auto", "light", "dark"];
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const themed = [];
+  let themed = [];
   let chosen = "auto";
   try {
     chosen = localStorage.getItem("attnbench-theme") ?? "auto";
@@ -135,7 +163,9 @@ const attnbench = (() => {
     const theme = printing ? "light" : chosen === "auto" ? (dark.matches ? "dark" : "light") : chosen;
     document.documentElement.dataset.theme = theme;
     document.getElementById("theme").textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[chosen];
-    for (const redraw of themed) redraw();
+    // What is no longer on the page is forgotten.
+    themed = themed.filter(({ place }) => place.isConnected);
+    for (const { redraw } of themed) redraw();
   }
   let printing = false;
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -194,8 +224,7 @@ const attnbench = (() => {
 
   // The key of a compared case in words, as the records' cases have it.
   const keyOf = (compared) => {
-    const threads = compared.threads > 0 ? `, ${compared.threads} thread${compared.threads === 1 ? "" : "s"}` : "";
-    return `${compared.case_id} [${compared.mode}${threads}]`;
+    return `${compared.case_id} [${compared.mode}${format.threads(compared.threads)}]`;
   };
 
   const title = (main, text, ...lede) => main.append(el("h1", {}, text), lede.length ? el("p", { class: "lede" }, ...lede) : "");
@@ -219,5 +248,5 @@ const attnbench = (() => {
 
   const pairs = (rows) => el("table", { class: "pairs" }, el("tbody", {}, rows.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)))));
 
-  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, start, colour, onTheme: (redraw) => themed.push(redraw), kernelOf, keyOf, title, command, pairs, isNumber };
+  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, start, colour, onTheme: (redraw, place) => themed.push({ redraw, place }), isPrinting: () => printing, kernelOf, keyOf, title, command, pairs, isNumber };
 })();

@@ -13,7 +13,7 @@ attnbench.start(async (main, data) => {
   const verdict = entry.compared?.verdict;
   document.title = `${entry.axes[1]} · ${document.title}`;
   main.append(el("h1", {}, attnbench.caseId(entry.id)));
-  main.append(el("p", { class: "lede" }, tag(entry.disposition), " ", verdict ? [tag(verdict), " "] : "", `${entry.mode}${entry.threads ? `, ${entry.threads} thread${entry.threads === 1 ? "" : "s"}` : ""}, matrix ${entry.matrix}, ${run.label}`,
+  main.append(el("p", { class: "lede" }, tag(entry.disposition), " ", verdict ? [tag(verdict), " "] : "", `${entry.mode}${format.threads(entry.threads)}, matrix ${entry.matrix}, ${run.label}`,
     same.filter((other) => other !== entry).map((other) => [" · ", el("a", { href: `#${new URLSearchParams({ case: other.key, run: other.run })}` }, data.runs[other.run].label)])));
   if (entry.reason) main.append(el("p", {}, entry.reason));
   if (entry.flags.length) main.append(el("ul", { class: "bullets text-doubt" }, entry.flags.map((flag) => el("li", {}, flag))));
@@ -23,18 +23,18 @@ attnbench.start(async (main, data) => {
   main.append(el("h2", {}, "To measure it again"), command([entry.repeat]));
 
   const known = data.metrics.map((metric, at) => ({ ...metric, interval: entry.values[at] })).filter(({ interval }) => interval);
-  const rows = known.map(({ name, unit, interval: [value, low, high, confidence] }) => {
-    const show = shower(name, unit);
+  const rows = known.map(({ name, interval: [value, low, high, confidence] }) => {
+    const show = format.valueOf(name);
     const exact = low === high;
-    return el("tr", {}, el("td", {}, format.words(name.replace(/_(ns|bytes|j|w|mhz|c)(_|$)/, "$2"))), el("td", { class: "number" }, show(value)), el("td", { class: "number" }, exact ? "" : `${show(low)} to ${show(high)}`), el("td", { class: "number minor" }, exact ? "" : format.percent(confidence)));
+    return el("tr", {}, el("td", {}, format.metric(name)), el("td", { class: "number" }, show(value)), el("td", { class: "number" }, exact ? "" : `${show(low)} to ${show(high)}`), el("td", { class: "number minor" }, exact ? "" : format.percent(confidence)));
   });
   if (rows.length) main.append(el("h2", {}, "Metrics"), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "metric"), el("th", { class: "number" }, "value"), el("th", { class: "number" }, "interval"), el("th", { class: "number minor" }, "confidence"))), el("tbody", {}, rows))));
 
   if (entry.compared?.metrics.length) {
     main.append(el("h2", {}, "Against base"), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "metric"), ["base", "head", "change"].map((name) => el("th", { class: "number" }, name)), el("th", { class: "number minor" }, "MDE"), el("th", {}, "verdict"), el("th", { class: "minor" }, "why"))), el("tbody", {}, entry.compared.metrics.map((metric) => {
-      const show = shower(metric.metric, "");
+      const show = format.valueOf(metric.metric);
       const ratio = metric.ratio;
-      return el("tr", {}, el("td", {}, format.words(metric.metric)), el("td", { class: "number" }, show(metric.base)), el("td", { class: "number" }, show(metric.head)), el("td", { class: "number" }, ratio ? [format.change(ratio.value), ratio.low < ratio.high ? el("span", { class: "under" }, `${format.change(ratio.low)} to ${format.change(ratio.high)}`) : null] : format.nothing), el("td", { class: "number minor" }, format.percent(metric.mde)), el("td", {}, tag(metric.verdict)), el("td", { class: "reason minor" }, metric.reason));
+      return el("tr", {}, el("td", {}, format.metric(metric.metric)), el("td", { class: "number" }, show(metric.base)), el("td", { class: "number" }, show(metric.head)), el("td", { class: "number" }, ratio ? [format.change(ratio.value), ratio.low < ratio.high ? el("span", { class: "under" }, `${format.change(ratio.low)} to ${format.change(ratio.high)}`) : null] : format.nothing), el("td", { class: "number minor" }, format.percent(metric.mde)), el("td", {}, tag(metric.verdict)), el("td", { class: "reason minor" }, metric.reason));
     })))));
   }
 
@@ -75,9 +75,9 @@ attnbench.start(async (main, data) => {
       { title: "plan", number: true, minor: true, cell: (round) => format.ns(round.plan_ns ?? undefined) },
       { title: "extra memory", number: true, cell: memory("extra_peak_bytes") },
       { title: "process", number: true, minor: true, cell: memory("rss_peak_bytes") },
-      { title: "why", className: "reason", cell: (round) => round.reason ?? "" },
+      ...(seen.some((round) => round.reason) ? [{ title: "why", className: "reason", cell: (round) => round.reason ?? "" }] : []),
     ];
-    const list = table.make(plain);
+    const list = table.make(plain, { most: 12 });
     list.show(seen);
     main.append(el("h2", {}, "Rounds"), list.table);
 
@@ -136,16 +136,5 @@ attnbench.start(async (main, data) => {
       shown.show(watched);
       main.append(el("h2", {}, "What the device said"), shown.table);
     }
-  }
-
-  function shower(name, unit) {
-    if (name.includes("_ns")) return format.ns;
-    if (name.endsWith("_bytes")) return format.bytes;
-    if (name.endsWith("flops_per_s")) return format.rate;
-    if (name.endsWith("gb_per_s")) return (gb) => format.bandwidth(isNumber(gb) ? gb * 1e9 : gb);
-    if (name.includes("percent")) return (percent) => format.percent(isNumber(percent) ? percent / 100 : percent);
-    if (name === "relative_l2" || name === "max_abs") return format.error;
-    if (name.endsWith("_j")) return format.joules;
-    return (value) => `${format.digits(value)} ${unit}`.trim();
   }
 });

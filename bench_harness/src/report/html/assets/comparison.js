@@ -25,15 +25,14 @@ attnbench.start((main, data) => {
   const metric = (entry, name = "latency_ns_median") => entry.compared.metrics.find((metric) => metric.metric === name);
   const deciding = (entry) => entry.compared.metrics.find((metric) => metric.verdict === entry.compared.verdict) ?? metric(entry);
   const severity = ["regressed", "not_comparable", "inconclusive", "improved", "unchanged"];
-  const shower = (name) => ({ latency_ns_median: format.ns, extra_peak_bytes: format.bytes, relative_l2: format.error }[name] ?? format.digits);
   const WORDS = { latency_ns_median: "time", extra_peak_bytes: "memory", relative_l2: "error" };
 
   const columns = [
-    { name: "case", title: "case", className: "case", value: (entry) => entry.key, cell: (entry) => [entry.entry ? el("a", { class: "quiet", href: plot.link(entry.entry) }, caseId(entry.id)) : caseId(entry.id), el("span", { class: "under" }, `${entry.mode}${entry.threads ? `, ${entry.threads} threads` : ""}`)] },
+    { name: "case", title: "case", className: "case", value: (entry) => entry.key, cell: (entry) => [entry.entry ? el("a", { class: "quiet", href: plot.link(entry.entry) }, caseId(entry.id)) : caseId(entry.id), el("span", { class: "under" }, `${entry.mode}${format.threads(entry.threads)}`)] },
     { name: "verdict", title: "verdict", ascending: true, value: (entry) => severity.indexOf(entry.compared.verdict), cell: (entry) => tag(entry.compared.verdict) },
-    { name: "metric", title: "of", minor: true, value: (entry) => deciding(entry)?.metric, cell: (entry) => WORDS[deciding(entry)?.metric] ?? (deciding(entry) ? format.words(deciding(entry).metric) : "result") },
-    { name: "base", title: "base", number: true, value: (entry) => deciding(entry)?.base, cell: (entry) => (deciding(entry) ? shower(deciding(entry).metric)(deciding(entry).base) : format.words(entry.compared.base ?? "absent")) },
-    { name: "head", title: "head", number: true, value: (entry) => deciding(entry)?.head, cell: (entry) => (deciding(entry) ? shower(deciding(entry).metric)(deciding(entry).head) : format.words(entry.compared.head ?? "absent")) },
+    { name: "metric", title: "of", minor: true, value: (entry) => deciding(entry)?.metric, cell: (entry) => WORDS[deciding(entry)?.metric] ?? (deciding(entry) ? format.metric(deciding(entry).metric) : "result") },
+    { name: "base", title: "base", number: true, value: (entry) => deciding(entry)?.base, cell: (entry) => (deciding(entry) ? format.valueOf(deciding(entry).metric)(deciding(entry).base) : format.words(entry.compared.base ?? "absent")) },
+    { name: "head", title: "head", number: true, value: (entry) => deciding(entry)?.head, cell: (entry) => (deciding(entry) ? format.valueOf(deciding(entry).metric)(deciding(entry).head) : format.words(entry.compared.head ?? "absent")) },
     {
       name: "change", title: "change", number: true, value: (entry) => deciding(entry)?.ratio?.value,
       cell: (entry) => { const ratio = deciding(entry)?.ratio; return ratio ? [format.change(ratio.value), ratio.low < ratio.high ? el("span", { class: "under" }, `${format.change(ratio.low)} to ${format.change(ratio.high)}`) : null] : format.nothing; },
@@ -52,7 +51,7 @@ attnbench.start((main, data) => {
     const withRatio = chosen.filter((entry) => isNumber(metric(entry)?.ratio?.value));
     shown = withRatio.sort((a, b) => Math.abs(Math.log(metric(b).ratio.value)) - Math.abs(Math.log(metric(a).ratio.value))).slice(0, 40);
     shown.sort((a, b) => metric(b).ratio.value - metric(a).ratio.value);
-    note.textContent = withRatio.length === 0 ? "No case that is as chosen above has a ratio of times." : `${shown.length < withRatio.length ? `The ${shown.length} of ${withRatio.length} cases that changed most: h` : "H"}ead's time over base's, with its 95 % interval. The triangle is the smallest slowdown that would have been found.`;
+    note.textContent = withRatio.length === 0 ? "No case that is as chosen above has a ratio of times." : `${shown.length < withRatio.length ? `The ${shown.length} of ${withRatio.length} cases that changed most: h` : "H"}ead's time over base's, with its 95 % interval. A triangle is the smallest slowdown that would have been found, where it is in view.`;
     place.hidden = shown.length === 0;
     if (shown.length) {
       place.style.height = `${70 + 22 * shown.length}px`;
@@ -76,13 +75,13 @@ attnbench.start((main, data) => {
     const colours = shown.map((entry) => colour(tones[entry.compared.verdict]));
     const names = shortNames(shown);
     const lines = ratios.map((ratio, at) => ({ type: "line", x0: ratio.low, x1: ratio.high, y0: at, y1: at, line: { color: colours[at], width: 2 } }));
-    const mdes = shown.map((entry, at) => [metric(entry).mde, at]).filter(([mde]) => isNumber(mde) && mde < 10);
+    const mdes = shown.map((entry, at) => [metric(entry).mde, at]).filter(([mde]) => isNumber(mde));
     const all = ratios.flatMap((ratio) => [ratio.low, ratio.high, 1]);
     const [low, high] = [Math.min(0.99, ...all), Math.max(1.01, ...all)];
     const pad = 0.04 * Math.log10(high / low);
     return {
       traces: [
-        { type: "scatter", mode: "markers", x: mdes.map(([mde]) => 1 + mde).map((x) => Math.min(x, high * 1.02)), y: mdes.map(([, at]) => at), marker: { symbol: "triangle-left-open", size: 8, color: colour("faint") }, hoverinfo: "text", text: mdes.map(([mde]) => `would have found ${format.percent(mde)} or more`) },
+        { type: "scatter", mode: "markers", x: mdes.map(([mde]) => 1 + mde), y: mdes.map(([, at]) => at), marker: { symbol: "triangle-left-open", size: 8, color: colour("faint") }, hoverinfo: "text", text: mdes.map(([mde]) => `would have found ${format.percent(mde)} or more`) },
         { type: "scatter", mode: "markers", x: ratios.map((ratio) => ratio.value), y, marker: { color: colours, size: 8, symbol: shown.map((entry) => symbols[entry.compared.verdict]) }, hoverinfo: "text", text: shown.map((entry, at) => `<b>${format.words(entry.compared.verdict)}</b> ${format.change(ratios[at].value)} (${format.change(ratios[at].low)} to ${format.change(ratios[at].high)})<br>${plot.safe(entry.key)}`), customdata: shown.map((entry) => (entry.entry ? plot.link(entry.entry) : "")) },
       ],
       layout: {

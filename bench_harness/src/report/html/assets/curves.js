@@ -70,7 +70,8 @@ attnbench.start((main, data) => {
     const groups = new Map();
     for (const entry of entries.filter((entry) => entry.seqlen)) {
       const [, , mechanism, phase, pattern, dtype, batch, heads, q, k, head, options] = entry.axes;
-      const queries = q === k ? "" : entry.axes[3] === "decode" || q === "1" ? `q${q}` : "q≠k";
+      // Queries beside keys: as many, so many, or a share of them.
+      const queries = q === k ? "" : phase === "prefill" && Number(q) > 1 ? `q/k ${format.digits(q / k)}` : `q${q}`;
       const parts = [mechanism, phase, pattern, dtype, `b${batch}`, `h${heads}`, queries, `d${head}`, options, entry.mode, entry.threads ? `${entry.threads} thr` : ""];
       const key = parts.join("\n");
       if (!groups.has(key)) groups.set(key, { parts, entries: [] });

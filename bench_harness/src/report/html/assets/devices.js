@@ -54,7 +54,7 @@ attnbench.start((main, data) => {
     ], { name: "means" });
     means.show(families);
     const every = table.make([
-      { name: "case", title: "case", className: "case", value: (entry) => entry.case_id, cell: (entry) => [caseId(entry.case_id), el("span", { class: "under" }, `${entry.mode}${entry.threads === null ? "" : entry.threads ? `, ${entry.threads} threads` : ""}`)] },
+      { name: "case", title: "case", className: "case", value: (entry) => entry.case_id, cell: (entry) => [caseId(entry.case_id), el("span", { class: "under" }, `${entry.mode}${entry.threads === null ? ", all threads" : format.threads(entry.threads)}`)] },
       ...devices.map((device, at) => ({
         name: `d${at}`, title: device.slug, number: true, value: (entry) => view.of(entry.values[at])?.value,
         cell: (entry) => { const value = view.of(entry.values[at]); return value ? [view.show(value.value), value.low < value.high ? el("span", { class: "under" }, `${view.show(value.low)} to ${view.show(value.high)}`) : null] : format.nothing; },

@@ -12,6 +12,10 @@ attnbench.filter = (() => {
     const controls = el("div", { class: "controls" });
     const count = el("span", { class: "count", "aria-live": "polite" });
     const choices = [];
+    // On a phone they would fill the first page.
+    const axesPlace = el("span", { class: "axes" });
+    const fold = el("button", { type: "button", class: "fold", "aria-expanded": "false" }, "Filter");
+    fold.addEventListener("click", () => fold.setAttribute("aria-expanded", String(axesPlace.classList.toggle("open"))));
 
     const choice = (name, label, values, fallback) => {
       const select = el("select", { "aria-label": label, "data-axis": name });
@@ -26,7 +30,7 @@ attnbench.filter = (() => {
         update();
       });
       mark();
-      controls.append(select);
+      axesPlace.append(select);
       choices.push({ name, select, fallback, mark });
       return select;
     };
@@ -36,7 +40,7 @@ attnbench.filter = (() => {
       state.set({ q: search.value });
       update();
     });
-    controls.append(search);
+    controls.append(search, fold, axesPlace);
 
     let run = null;
     if (runs && data.runs.length > 1) {

@@ -6,9 +6,8 @@ attnbench.start(async (main, data) => {
   const all = await attnbench.fetchData("history");
   const open = all.filter((series) => isNumber(series.open_regression));
   title(main, "History", `${all.length} series, ${all.filter((series) => series.changes.length).length} with changes of level, ${open.length} with an open regression. Spikes and drift are no changes; a change within the last values may yet go away and is provisional.`);
-  const shower = (name) => (name.includes("_ns") ? format.ns : name.endsWith("_bytes") ? format.bytes : name.endsWith("flops_per_s") ? format.rate : name.endsWith("gb_per_s") ? (gb) => format.bandwidth(gb * 1e9) : name.includes("percent") ? (percent) => format.percent(percent / 100) : format.digits);
   const name = (series) => [series.suite, series.case, series.metric, series.machine].join("\n");
-  const state_of = (series) => {
+  const stateOf = (series) => {
     if (isNumber(series.open_regression)) return "open";
     return series.changes.length ? series.changes.at(-1).state : "";
   };
@@ -29,24 +28,25 @@ attnbench.start(async (main, data) => {
         return link;
       },
     },
-    { name: "metric", title: "metric", value: (series) => series.metric, cell: (series) => format.words(series.metric) },
+    { name: "metric", title: "metric", value: (series) => series.metric, cell: (series) => format.metric(series.metric) },
     { name: "suite", title: "suite", minor: true, value: (series) => series.suite, cell: (series) => series.suite },
     { name: "machine", title: "machine", minor: true, value: (series) => series.machine, cell: (series) => el("code", {}, series.machine) },
     { name: "values", title: "values", number: true, minor: true, value: (series) => series.values.length, cell: (series) => String(series.values.length) },
-    { name: "latest", title: "latest", number: true, value: (series) => series.values.at(-1), cell: (series) => shower(series.metric)(series.values.at(-1)) },
+    { name: "latest", title: "latest", number: true, value: (series) => series.values.at(-1), cell: (series) => format.valueOf(series.metric)(series.values.at(-1)) },
     { name: "change", title: "last change", number: true, value: (series) => size(series), cell: (series) => (isNumber(size(series)) ? format.change(1 + size(series)) : format.nothing) },
-    { name: "state", title: "state", value: (series) => ({ open: 0 }[state_of(series)] ?? (series.changes.length ? 1 : 2)), cell: (series) => (state_of(series) ? tag(state_of(series) === "open" ? "open" : state_of(series)) : "") },
+    { name: "state", title: "state", value: (series) => ({ open: 0 }[stateOf(series)] ?? (series.changes.length ? 1 : 2)), cell: (series) => (stateOf(series) ? tag(stateOf(series) === "open" ? "open" : stateOf(series)) : "") },
   ];
   const list = table.make(columns, { order: "state", most: 100 });
   const search = el("input", { type: "search", placeholder: "Search: words, or parts of an id", "aria-label": "Search", value: state.get("q") ?? "" });
   const metrics = [...new Set(all.map((series) => series.metric))].sort();
-  const metric = el("select", { "aria-label": "metric", "data-axis": "metric" }, el("option", { value: "*" }, "all"), metrics.map((one) => el("option", { value: one }, format.words(one))));
-  metric.value = state.get("metric") ?? "*";
+  const metric = el("select", { "aria-label": "metric", "data-axis": "metric" }, el("option", { value: "*" }, "all"), metrics.map((one) => el("option", { value: one }, format.metric(one))));
+  const usual = metrics.includes("latency_ns_median") ? "latency_ns_median" : "*";
+  metric.value = state.get("metric") ?? usual;
   const count = el("span", { class: "count" });
   const update = () => {
-    state.set({ q: search.value, metric: metric.value === "*" ? null : metric.value });
+    state.set({ q: search.value, metric: metric.value === usual ? null : metric.value });
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const chosen = all.filter((series) => (metric.value === "*" || series.metric === metric.value) && words.every((word) => `${name(series)} ${state_of(series)}`.toLowerCase().includes(word)));
+    const chosen = all.filter((series) => (metric.value === "*" || series.metric === metric.value) && words.every((word) => `${name(series)} ${stateOf(series)}`.toLowerCase().includes(word)));
     count.textContent = chosen.length === all.length ? `${all.length} series` : `${chosen.length} of ${all.length} series`;
     list.show(chosen);
   };
@@ -59,8 +59,8 @@ attnbench.start(async (main, data) => {
 
   function show(series) {
     const target = el("div");
-    const value = shower(series.metric);
-    figure.replaceChildren(el("figcaption", {}, caseId(series.case), ` · ${format.words(series.metric)} · ${series.suite} · ${series.machine}`), target);
+    const value = format.valueOf(series.metric);
+    figure.replaceChildren(el("figcaption", {}, caseId(series.case), ` · ${format.metric(series.metric)} · ${series.suite} · ${series.machine}`), target);
     plot.draw(target, () => {
       const main = plot.look(0).colour;
       const x = series.values.map((_, at) => at);
@@ -78,6 +78,7 @@ attnbench.start(async (main, data) => {
       const annotations = series.changes.map((change) => ({ x: change.index - 0.5, yref: "paper", y: 1, yanchor: "bottom", xanchor: "left", showarrow: false, text: `${change.direction} ${format.change(1 + change.size)}`, font: { size: 11, color: colour(tones[change.direction] ?? "calm") } }));
       const step = Math.max(1, Math.ceil(x.length / 8));
       const ticks = x.filter((at) => at % step === 0);
+      const [low, high] = [Math.min(...series.values), Math.max(...series.values)];
       const ends = series.lows.map((low, at) => [low, series.highs[at]]);
       return {
         traces: [{
@@ -87,7 +88,7 @@ attnbench.start(async (main, data) => {
         layout: {
           shapes, annotations, margin: { l: 8, r: 12, t: 26, b: 8 },
           xaxis: plot.axis({ tickvals: ticks, ticktext: ticks.map((at) => series.times[at].slice(0, 10)), showgrid: false, zeroline: false }),
-          yaxis: ticked(plot.axis({ zeroline: false }), series.values, value),
+          yaxis: plot.axis({ zeroline: false, ...(high > low ? plot.told(plot.round(low, high), value) : {}) }),
         },
       };
     }, { height: 360 });
@@ -103,17 +104,5 @@ attnbench.start(async (main, data) => {
     ], { name: "changes" });
     shown.show(series.changes);
     changes.replaceChildren(series.changes.length ? shown.table : el("p", { class: "note" }, "No change of level was found in this series."));
-  }
-
-  // A few round ticks, told in the values' own unit.
-  function ticked(axis, values, show) {
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    if (!(high > low)) return axis;
-    const rough = (high - low) / 5;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= rough);
-    const ticks = [];
-    for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-9 * step; tick += step) ticks.push(tick);
-    return { ...axis, tickvals: ticks, ticktext: ticks.map(show) };
   }
 });

@@ -20,15 +20,26 @@ attnbench.plot = (() => {
   const kernelLook = (data, entry) => look(data.kernels.indexOf(kernelOf(entry)));
 
   let library = null;
-  function plotly() {
-    library ??= new Promise((resolve, reject) => {
+  let loading = null;
+  function whenLoaded(then, failed) {
+    if (library) return then();
+    loading ??= new Promise((resolve, reject) => {
       const script = el("script", { src: "assets/plotly.js" });
       script.onload = () => resolve(window.Plotly ?? window.moduleName);
       script.onerror = () => reject(new Error("assets/plotly.js cannot be read"));
       document.head.append(script);
     });
-    return library;
+    loading.then((loaded) => { library = loaded; then(); }).catch(failed);
   }
+
+  // A plot is drawn when it comes near what is seen: a page of many is there at once.
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      target.drawFirst();
+    }
+  }, { rootMargin: "400px" });
 
   function axis(options = {}) {
     return {
@@ -37,6 +48,19 @@ attnbench.plot = (() => {
       title: { text: options.title ?? "", font: { size: 11.5, color: colour("soft") }, standoff: 8 },
     };
   }
+
+  // About five round numbers between two.
+  function round(low, high) {
+    const rough = (high - low) / 5;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= rough * 0.999);
+    const ticks = [];
+    for (let tick = Math.ceil(low / step); tick * step <= high; tick += 1) ticks.push(Number((tick * step).toPrecision(12)));
+    return ticks;
+  }
+
+  // Ticks as people read them, without zeros that say nothing.
+  const told = (ticks, show) => ({ tickvals: ticks, ticktext: ticks.map((value) => show(value).replace(/\.(\d*?)0+(?=\D|$)/, (_, kept) => (kept ? `.${kept}` : ""))) });
 
   // A logarithmic axis with a few round ticks, told as people read them.
   function logarithmic(title, values, show, base = 10) {
@@ -50,31 +74,37 @@ attnbench.plot = (() => {
     if (base === 2) {
       const step = Math.max(1, Math.ceil(decades / Math.log10(2) / 9));
       for (let power = Math.ceil(range[0] / Math.log10(2)); power * Math.log10(2) <= range[1]; power += step) ticks.push(2 ** power);
+    } else if (decades < 0.5) {
+      ticks.push(...round(10 ** range[0], 10 ** range[1]));
     } else {
-      const steps = decades > 5 ? [1] : decades > 1.4 ? [1, 3] : decades > 0.5 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
+      const steps = decades > 5 ? [1] : decades > 1.4 ? [1, 3] : [1, 2, 5];
       for (let power = Math.floor(range[0]) - 1; power <= range[1]; power += 1) for (const step of steps) ticks.push(step * 10 ** power);
     }
     const shown = ticks.filter((tick) => Math.log10(tick) >= range[0] && Math.log10(tick) <= range[1]);
     if (shown.length < 2) return axis({ title, type: "log", range });
-    return axis({ title, type: "log", range, tickvals: shown, ticktext: shown.map((value) => show(value).replace(/\.(\d*?)0+(?=\D|$)/, (_, kept) => (kept ? `.${kept}` : ""))) });
+    return axis({ title, type: "log", range, ...told(shown, show) });
   }
 
-  // Draws what `build` gives, now and whenever the theme changes. A click on a point with a `customdata` that is a link goes there.
+  // Draws what `build` gives, and again whenever the theme changes. A click on a point with a `customdata` that is a link goes
+  // there.
   function draw(place, build, { height = 380 } = {}) {
     place.classList.add("plot");
     place.style.height = `${height}px`;
     const config = { responsive: true, displaylogo: false, displayModeBar: false, doubleClickDelay: 400 };
+    let isWanted = false;
     let isBound = false;
-    const redraw = async () => {
-      const Plotly = await plotly();
+    const fail = (error) => place.replaceChildren(el("p", { class: "empty" }, `This plot cannot be drawn: ${error.message}`));
+    const drawNow = () => {
       const { traces, layout = {} } = build();
+      // A sheet of paper has its own width, which no event tells.
+      const width = attnbench.isPrinting() ? (place.closest(".plots") ? 330 : 690) : undefined;
       const base = {
-        height, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+        height, width, autosize: width === undefined, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
         font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
         margin: { l: 8, r: 12, t: 10, b: 8 }, hovermode: "closest",
         hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12 }, align: "left" },
       };
-      await Plotly.react(place, traces, { ...base, ...layout }, config);
+      library.react(place, traces, { ...base, ...layout }, config);
       if (!isBound) {
         isBound = true;
         place.on("plotly_click", ({ points }) => {
@@ -84,10 +114,14 @@ attnbench.plot = (() => {
       }
       place.dataset.drawn = String(traces.length);
     };
-    onTheme(redraw);
-    const drawn = redraw();
-    drawn.catch((error) => place.replaceChildren(el("p", { class: "empty" }, `This plot cannot be drawn: ${error.message}`)));
-    return { redraw: () => redraw() };
+    const redraw = () => {
+      if (attnbench.isPrinting()) isWanted = true;
+      if (isWanted && place.isConnected) whenLoaded(() => { try { drawNow(); } catch (error) { fail(error); } }, fail);
+    };
+    place.drawFirst = () => { isWanted = true; redraw(); };
+    near.observe(place);
+    onTheme(redraw, place);
+    return { redraw };
   }
 
   // A legend of kernels, of lines and symbols as the plots have them.
@@ -100,7 +134,7 @@ attnbench.plot = (() => {
         return el("li", {}, swatch(stroke, symbol, dash), kernel);
       }));
     };
-    onTheme(fill);
+    onTheme(fill, list);
     return { list, fill };
   }
 
@@ -129,5 +163,5 @@ attnbench.plot = (() => {
   // Hover texts of plotly know a few tags: none of them may come from an id.
   const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-  return { draw, axis, logarithmic, look, kernelLook, legend, faded, link, safe, theme };
+  return { draw, axis, logarithmic, round, told, look, kernelLook, legend, faded, link, safe, theme };
 })();

@@ -29,23 +29,29 @@ attnbench.rounds = (() => {
     }
     const all = timed.flatMap((round) => round.device_ns);
     const { factor, name } = unit(median(all));
+    // A few calls that took far longer would leave no room for the others: they are drawn at the edge, as triangles.
+    const sorted = [...all].sort((a, b) => a - b);
+    const interval = data.interval(entry, "latency_ns_median");
+    const most = 1.15 * Math.max(sorted[Math.floor(0.975 * (sorted.length - 1))], interval?.[2] ?? 0, ...timed.map((round) => median(round.device_ns)));
+    const edge = sorted.at(-1) > 1.3 * most ? most : Infinity;
+    const beyond = all.filter((ns) => ns > edge).length;
+    const kept = (ns) => Math.min(ns, edge) / factor;
     plot.draw(place, () => {
       const main = plot.kernelLook(data, entry).colour;
       const traces = [];
-      const interval = data.interval(entry, "latency_ns_median");
       const shapes = interval ? [{ type: "rect", xref: "paper", x0: 0, x1: 0.8, yref: "y", y0: interval[1] / factor, y1: interval[2] / factor, fillcolor: plot.faded(main, 0.13), line: { width: 0 }, layer: "below" }, { type: "line", xref: "paper", x0: 0, x1: 0.8, yref: "y", y0: interval[0] / factor, y1: interval[0] / factor, line: { color: main, width: 1, dash: "dot" } }] : [];
       traces.push({
         type: "scatter", mode: "markers", hoverinfo: "text",
         x: timed.flatMap((round, at) => round.device_ns.map((_, sample) => at + jitter(sample + at))),
-        y: all.map((ns) => ns / factor),
+        y: all.map(kept),
         text: timed.flatMap((round) => round.device_ns.map((ns, sample) => `${format.ns(ns)}<br>round ${round.round + 1}, sample ${sample + 1}${flags(round, sample)}`)),
-        marker: { size: 4.5, opacity: 0.55, color: timed.flatMap((round) => round.device_ns.map((_, sample) => (round.sample_flags?.[sample] ? colour("bad") : main))) },
+        marker: { size: 4.5, opacity: 0.55, symbol: all.map((ns) => (ns > edge ? "triangle-up" : "circle")), color: timed.flatMap((round) => round.device_ns.map((_, sample) => (round.sample_flags?.[sample] ? colour("bad") : main))) },
       });
       timed.forEach((round, at) => {
         const middle = median(round.device_ns) / factor;
         shapes.push({ type: "line", x0: at - 0.36, x1: at + 0.36, y0: middle, y1: middle, line: { color: colour("ink"), width: 2 } });
       });
-      traces.push({ type: "histogram", y: all.map((ns) => ns / factor), xaxis: "x2", nbinsy: 40, marker: { color: plot.faded(main, 0.5) }, hoverinfo: "skip" });
+      traces.push({ type: "histogram", y: all.map(kept), xaxis: "x2", nbinsy: 40, marker: { color: plot.faded(main, 0.5) }, hoverinfo: "skip" });
       return {
         traces,
         layout: {
@@ -56,6 +62,7 @@ attnbench.rounds = (() => {
         },
       };
     }, { height });
+    if (beyond) place.after(el("p", { class: "note" }, `${beyond} sample${beyond === 1 ? "" : "s"} of ${all.length} took longer than the plot is high, up to ${format.ns(sorted.at(-1))}.`));
   }
 
   const flags = (round, sample) => (round.sample_flags?.[sample] ? `<br>${plot.safe(round.sample_flags[sample].join(", "))}` : "");

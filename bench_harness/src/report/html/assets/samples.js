@@ -42,7 +42,7 @@ attnbench.start((main, data) => {
 
   async function show(entry) {
     const target = el("div");
-    figure.replaceChildren(el("figcaption", {}, caseLink(entry), ` ${entry.mode}${entry.threads ? `, ${entry.threads} threads` : ""}`), target);
+    figure.replaceChildren(el("figcaption", {}, caseLink(entry), ` ${entry.mode}${format.threads(entry.threads)}`), target);
     rounds.draw(target, data, entry, await rounds.of(entry), { height: 400 });
   }
 });
