@@ -94,7 +94,8 @@ fn missing_text(missing: &[MissingCase], slugs: &[&str], style: Style) -> Vec<St
     if missing.is_empty() {
         return Vec::new();
     }
-    let mut lines = vec![String::new(), style.bold(&format!("{} cases that not every device measured", missing.len()))];
+    let count = if missing.len() == 1 { "1 case".to_owned() } else { format!("{} cases", missing.len()) };
+    let mut lines = vec![String::new(), style.bold(&format!("{count} that not every device measured"))];
     for case in missing {
         let became: Vec<String> =
             slugs.iter().zip(&case.became).map(|(slug, became)| format!("{slug} {became}")).collect();

@@ -23,8 +23,9 @@ pub(super) fn lines(report: &GateReport) -> Vec<String> {
     for accepted in report.accepted.iter().take(MOST_NOTES) {
         lines.push(format!("- {}", prose(&accepted_text(accepted))));
     }
-    // The title counts those already.
-    let causes = report.causes.iter().filter(|cause| !cause.ends_with(" regressed"));
+    // Those are counted already.
+    let is_counted = |cause: &&String| [" regressed", " not comparable"].iter().any(|end| cause.ends_with(end));
+    let causes = report.causes.iter().filter(|cause| !is_counted(cause));
     lines.extend(causes.take(MOST_NOTES).map(|cause| format!("- {}", prose(cause))));
     for difference in comparison.fingerprint.iter().take(MOST_NOTES) {
         lines.push(format!("- fingerprint differs: {}", prose(&difference_text(difference))));

@@ -10,7 +10,7 @@ attnbench.start((main, data) => {
     { name: "watt", title: "for each watt", lede: "FLOPs for each joule, which is FLOP/s for each watt, from the energy counter.", mean: (relative) => relative.per_watt, of: (value) => value.flop_per_j, show: (value) => format.rate(value).replace("FLOP/s", "FLOP/J") },
     { name: "dollar", title: "for each dollar", lede: "US dollars for a million calls, at the prices that were given.", mean: (relative) => relative.per_dollar, of: (value) => value.usd_per_million_calls, show: (usd) => `$${format.digits(usd)}` },
   ];
-  title(main, "Devices", `${cases.length} cases that every device measured. Nothing is judged here: devices are different.`);
+  title(main, "Devices", `${cases.length} case${cases.length === 1 ? "" : "s"} that every device measured. Nothing is judged here: devices are different.`);
   main.append(attnbench.pairs(devices.map((device) => [device.slug, `${device.model}, run ${device.run}${device.price_usd_per_hour ? `, $${device.price_usd_per_hour} an hour` : ""}`])));
   const has = (view) => cases.some((entry) => entry.values.some((value) => view.of(value)));
   let view = VIEWS.find((one) => one.name === state.get("show") && has(one)) ?? VIEWS[0];
@@ -34,7 +34,7 @@ attnbench.start((main, data) => {
   if (missing.length) {
     const shown = table.make([{ name: "case", title: "case", className: "case", value: (entry) => entry.case_id, cell: (entry) => caseId(entry.case_id) }, ...devices.map((device, at) => ({ title: device.slug, cell: (entry) => entry.became[at] }))], { name: "missing", most: 50 });
     shown.show(missing);
-    main.append(el("h2", {}, `${missing.length} cases that not every device measured`), shown.table);
+    main.append(el("h2", {}, `${missing.length} case${missing.length === 1 ? "" : "s"} that not every device measured`), shown.table);
   }
 
   function draw() {
