@@ -11,7 +11,8 @@ use std::sync::OnceLock;
 use browser::Browser;
 use serde_json::{Value, json};
 
-/// A report of a real run against an altered copy of itself, beside a copy that says it is of another device.
+/// A report of a real run against an altered copy of itself, with a history; beside it, in `devices`, one of the run and a copy
+/// that says it is of another device.
 fn report() -> &'static Path {
     static REPORT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = REPORT.get_or_init(|| {
@@ -21,7 +22,7 @@ fn report() -> &'static Path {
         attnbench(folder.path(), &["run", suites, "--rounds", "2", "--out", "base.json"]);
         let base = support::record(Path::new(&place("base.json")));
 
-        // A head that is slower in one kernel and has lost a case, on a machine that may call itself another one.
+        // A head that is slower in one kernel and has lost a case.
         let mut head = base.clone();
         head["run"]["id"] = json!("head");
         for case in head["cases"].as_array_mut().expect("cases") {
@@ -32,8 +33,11 @@ fn report() -> &'static Path {
             }
         }
         head["cases"].as_array_mut().expect("cases").pop();
-        head["fingerprint"]["cpu_model"] = json!("Another CPU");
         write(&place("head.json"), &head);
+        let mut other = base.clone();
+        other["run"]["id"] = json!("other");
+        other["fingerprint"]["cpu_model"] = json!("Another CPU");
+        write(&place("other.json"), &other);
 
         // Nights of one commit each, of which a later one is slower.
         let nights: String = (0..60)
@@ -50,6 +54,8 @@ fn report() -> &'static Path {
 
         let pages = ["report", "html", "head.json", "--base", "base.json", "--store", "h.db", "--out", "pages"];
         attnbench(folder.path(), &pages);
+        let priced = ["--price", "another=1.5", "--out", "devices"];
+        attnbench(folder.path(), &[&["report", "html", "base.json", "other.json"], &priced[..]].concat());
         let pages = folder.path().join("pages");
         (folder, pages)
     });
@@ -90,11 +96,13 @@ fn some_case(browser: &mut Browser, report: &Path, search: &str) -> String {
 fn every_page_of_a_real_run_draws_itself() {
     let Some(mut browser) = Browser::start() else { return };
     let report = report();
-    let mut seen = pages(report);
-    assert_eq!(seen.len(), 13, "{seen:?}");
-    seen.retain(|page| page != "case.html");
-    seen.push(some_case(&mut browser, report, "flash"));
-    for page in &seen {
+    let of_several = report.with_file_name("devices");
+    assert_eq!((pages(report).len(), pages(&of_several).len()), (12, 11));
+    let mut seen: Vec<(&Path, String)> = pages(report).into_iter().map(|page| (report, page)).collect();
+    seen.retain(|(_, page)| page != "case.html");
+    seen.push((report, some_case(&mut browser, report, "flash")));
+    seen.push((&of_several, "devices.html".to_owned()));
+    for (report, page) in &seen {
         browser.open(report, page);
         browser.draw_plots();
         assert_eq!(browser.complaints(), Vec::<String>::new(), "{page}");
@@ -127,7 +135,7 @@ fn every_page_of_a_real_run_draws_itself() {
     // A phone, on which nothing but tables may be wider than the screen.
     let phone = json!({ "width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": true });
     browser.call("Emulation.setDeviceMetricsOverride", phone);
-    for page in &seen {
+    for (report, page) in &seen {
         browser.open(report, page);
         browser.draw_plots();
         let wide = browser.value("document.documentElement.scrollWidth");
@@ -179,7 +187,8 @@ fn cases_are_chosen_sorted_and_found_again_by_the_address() {
     browser.value(click);
     let slowest = names(browser.value(rows));
     assert_eq!(browser.value("location.hash"), "#sort=-latency");
-    let times = "[...document.querySelectorAll('main table tbody tr')].map((row) => attnbench.format && row.cells[2].firstChild.textContent)";
+    let times =
+        "[...document.querySelectorAll('main table tbody tr')].map((row) => row.cells[2].firstChild.textContent)";
     let ns = |text: &str| -> f64 {
         let (number, unit) = text.split_once(' ').expect("a unit");
         let factor = match unit {

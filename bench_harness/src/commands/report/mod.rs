@@ -117,7 +117,8 @@ impl FromStr for Target {
         let (name, path) = text.split_once('=').filter(|(_, path)| !path.is_empty()).ok_or("expected FORMAT=FILE")?;
         let format = crate::report::format(name).ok_or_else(|| {
             let known: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
-            format!("format `{name}` is none of {}", known.join(", "))
+            let html = "; `attnbench report html` makes pages of what a gate wrote";
+            format!("format `{name}` is none of {}{}", known.join(", "), if name == HTML { html } else { "" })
         })?;
         Ok(Target { format, path: path.into() })
     }

@@ -3,7 +3,7 @@
 
 attnbench.start((main, data) => {
   const { el, format, filter, plot, kernelOf, isNumber, title, colour } = attnbench;
-  title(main, "Roofline", "The work that a call must do for each byte that it must move, and how fast it does it. Roofs are ceilings that the same run measured: memory to the left, arithmetic to the right. No case can be above its own.");
+  title(main, "Roofline", "The work that a call must do for each byte that it must move, and how fast it does it. Roofs are ceilings that the same run measured: memory to the left, arithmetic to the right. A case that is more than 2 % above its own is flagged as implausible.");
   const kernels = plot.legend(data, () => shown);
   const place = el("div");
   const none = el("p", { class: "empty", hidden: true }, "No case that is as chosen above has a rate.");

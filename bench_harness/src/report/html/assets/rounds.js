@@ -47,6 +47,8 @@ attnbench.rounds = (() => {
         text: timed.flatMap((round) => round.device_ns.map((ns, sample) => `${format.ns(ns)}<br>round ${round.round + 1}, sample ${sample + 1}${flags(round, sample)}`)),
         marker: { size: 4.5, opacity: 0.55, symbol: all.map((ns) => (ns > edge ? "triangle-up" : "circle")), color: timed.flatMap((round) => round.device_ns.map((_, sample) => (round.sample_flags?.[sample] ? colour("bad") : main))) },
       });
+      const step = Math.ceil(timed.length / Math.max(4, Math.floor(place.clientWidth / 60)));
+      const ticked = timed.map((_, at) => at).filter((at) => at % step === 0);
       timed.forEach((round, at) => {
         const middle = median(round.device_ns) / factor;
         shapes.push({ type: "line", x0: at - 0.36, x1: at + 0.36, y0: middle, y1: middle, line: { color: colour("ink"), width: 2 } });
@@ -56,7 +58,7 @@ attnbench.rounds = (() => {
         traces,
         layout: {
           shapes, bargap: 0.06,
-          xaxis: plot.axis({ title: "round", domain: [0, 0.8], range: [-0.6, timed.length - 0.4], tickvals: timed.map((_, at) => at), ticktext: timed.map((round) => String(round.round + 1)), showgrid: false, zeroline: false }),
+          xaxis: plot.axis({ title: "round", domain: [0, 0.8], range: [-0.6, timed.length - 0.4], tickvals: ticked, ticktext: ticked.map((at) => String(timed[at].round + 1)), showgrid: false, zeroline: false }),
           xaxis2: plot.axis({ domain: [0.83, 1], showgrid: false, showticklabels: false, zeroline: false }),
           yaxis: plot.axis({ title: `${name} a call`, zeroline: false, exponentformat: "none" }),
         },

@@ -42,7 +42,7 @@ attnbench.start((main, data) => {
         el("td", { class: "case" }, el("a", { class: "quiet", href: `comparison.html#${new URLSearchParams({ q: compared.case_id })}` }, caseId(compared.case_id))),
         el("td", {}, tag(compared.verdict)),
         el("td", { class: "number" }, ratio ? format.change(ratio.value) : format.nothing, ratio && ratio.low !== ratio.high ? el("span", { class: "under" }, `${format.change(ratio.low)} to ${format.change(ratio.high)}`) : null),
-        el("td", { class: "reason minor" }, compared.reason));
+        el("td", { class: "reason minor" }, metric?.reason ?? compared.reason));
     });
     main.append(el("h2", {}, "The ten that need somebody first"), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "case"), el("th", {}, "verdict"), el("th", { class: "number" }, "change"), el("th", { class: "minor" }, "why"))), el("tbody", {}, rows))));
     const first = gate.comparison.cases.findIndex((compared) => compared === worst[0]);
