@@ -1,5 +1,5 @@
 //! The files of a report, as far as no browser is needed: that they are all there, ask for nothing else, and that no text of
-//! a record can become anything but text. `tests/html_report` opens them.
+//! a record can become anything but text. `tests/report` opens them.
 
 use std::collections::BTreeMap;
 

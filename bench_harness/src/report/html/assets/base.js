@@ -45,6 +45,16 @@ const attnbench = (() => {
 
   const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
+  // The smallest and the largest of any number of values.
+  function extent(values) {
+    let [low, high] = [Infinity, -Infinity];
+    for (const value of values) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+    return [low, high];
+  }
+
   function digits(value) {
     if (!isNumber(value)) return NOTHING;
     if (value === 0) return "0";
@@ -248,5 +258,5 @@ const attnbench = (() => {
 
   const pairs = (rows) => el("table", { class: "pairs" }, el("tbody", {}, rows.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)))));
 
-  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, start, colour, onTheme: (redraw, place) => themed.push({ redraw, place }), isPrinting: () => printing, kernelOf, keyOf, title, command, pairs, isNumber };
+  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, start, colour, onTheme: (redraw, place) => themed.push({ redraw, place }), isPrinting: () => printing, kernelOf, keyOf, title, command, pairs, isNumber, extent };
 })();

@@ -2,7 +2,7 @@
 "use strict";
 
 attnbench.start(async (main, data) => {
-  const { el, format, state, tag, title, command, pairs, rounds, isNumber, table } = attnbench;
+  const { el, format, state, tag, title, command, pairs, rounds, isNumber, table, extent } = attnbench;
   const same = data.cases.filter((entry) => entry.key === state.get("case"));
   const entry = same.find((entry) => String(entry.run) === state.get("run")) ?? same.at(-1);
   if (!entry) {
@@ -70,7 +70,7 @@ attnbench.start(async (main, data) => {
       { title: "result", cell: (round) => tag(round.disposition) },
       { title: "samples", number: true, cell: (round) => String(round.device_ns.length) },
       { title: "median", number: true, cell: (round) => (round.device_ns.length ? format.ns(rounds.median(round.device_ns)) : format.nothing) },
-      { title: "fastest", number: true, minor: true, cell: (round) => (round.device_ns.length ? format.ns(Math.min(...round.device_ns)) : format.nothing) },
+      { title: "fastest", number: true, minor: true, cell: (round) => (round.device_ns.length ? format.ns(extent(round.device_ns)[0]) : format.nothing) },
       { title: "wall clock", number: true, minor: true, cell: (round) => (round.wall_ns.length ? format.ns(rounds.median(round.wall_ns)) : format.nothing) },
       { title: "plan", number: true, minor: true, cell: (round) => format.ns(round.plan_ns ?? undefined) },
       { title: "extra memory", number: true, cell: memory("extra_peak_bytes") },
@@ -121,7 +121,7 @@ attnbench.start(async (main, data) => {
       const range = (round, field, factor, unit) => {
         const values = readings(round).map((reading) => reading[field]).filter(isNumber);
         if (!values.length) return format.nothing;
-        const [low, high] = [Math.min(...values) * factor, Math.max(...values) * factor];
+        const [low, high] = extent(values).map((value) => value * factor);
         return low === high ? `${format.digits(low)} ${unit}` : `${format.digits(low)} to ${format.digits(high)} ${unit}`;
       };
       const shown = table.make([

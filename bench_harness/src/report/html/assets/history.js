@@ -78,7 +78,7 @@ attnbench.start(async (main, data) => {
       const annotations = series.changes.map((change) => ({ x: change.index - 0.5, yref: "paper", y: 1, yanchor: "bottom", xanchor: "left", showarrow: false, text: `${change.direction} ${format.change(1 + change.size)}`, font: { size: 11, color: colour(tones[change.direction] ?? "calm") } }));
       const step = Math.max(1, Math.ceil(x.length / 8));
       const ticks = x.filter((at) => at % step === 0);
-      const [low, high] = [Math.min(...series.values), Math.max(...series.values)];
+      const [low, high] = attnbench.extent(series.values);
       const ends = series.lows.map((low, at) => [low, series.highs[at]]);
       return {
         traces: [{

@@ -66,7 +66,7 @@ attnbench.plot = (() => {
   function logarithmic(title, values, show, base = 10) {
     const usable = values.filter((value) => value > 0 && Number.isFinite(value));
     if (usable.length === 0) return axis({ title, type: "log" });
-    const [low, high] = [Math.min(...usable), Math.max(...usable)];
+    const [low, high] = attnbench.extent(usable);
     const pad = Math.max(0.04 * Math.log10(high / low), 0.06);
     const range = [Math.log10(low) - pad, Math.log10(high) + pad];
     const ticks = [];

@@ -6,6 +6,9 @@ attnbench.rounds = (() => {
 
   const of = async (entry) => (await fetchData(`rounds/${entry.rounds[0]}`))[entry.rounds[1]];
 
+  // Most samples that are drawn.
+  const MOST_POINTS = 5000;
+
   // Times in the unit that fits their median.
   function unit(ns) {
     const [factor, name] = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]].find(([factor]) => ns >= factor) ?? [1, "ns"];
@@ -28,6 +31,9 @@ attnbench.rounds = (() => {
       return;
     }
     const all = timed.flatMap((round) => round.device_ns);
+    // Browsers draw some thousands of points with ease: of more, every so many of each round.
+    const every = Math.ceil(all.length / MOST_POINTS);
+    const points = timed.flatMap((round, at) => round.device_ns.map((ns, sample) => ({ round, at, ns, sample })).filter(({ sample }) => sample % every === 0));
     const { factor, name } = unit(median(all));
     // A few calls that took far longer would leave no room for the others: they are drawn at the edge, as triangles.
     const sorted = [...all].sort((a, b) => a - b);
@@ -42,10 +48,10 @@ attnbench.rounds = (() => {
       const shapes = interval ? [{ type: "rect", xref: "paper", x0: 0, x1: 0.8, yref: "y", y0: interval[1] / factor, y1: interval[2] / factor, fillcolor: plot.faded(main, 0.13), line: { width: 0 }, layer: "below" }, { type: "line", xref: "paper", x0: 0, x1: 0.8, yref: "y", y0: interval[0] / factor, y1: interval[0] / factor, line: { color: main, width: 1, dash: "dot" } }] : [];
       traces.push({
         type: "scatter", mode: "markers", hoverinfo: "text",
-        x: timed.flatMap((round, at) => round.device_ns.map((_, sample) => at + jitter(sample + at))),
-        y: all.map(kept),
-        text: timed.flatMap((round) => round.device_ns.map((ns, sample) => `${format.ns(ns)}<br>round ${round.round + 1}, sample ${sample + 1}${flags(round, sample)}`)),
-        marker: { size: 4.5, opacity: 0.55, symbol: all.map((ns) => (ns > edge ? "triangle-up" : "circle")), color: timed.flatMap((round) => round.device_ns.map((_, sample) => (round.sample_flags?.[sample] ? colour("bad") : main))) },
+        x: points.map(({ at, sample }) => at + jitter(sample + at)),
+        y: points.map(({ ns }) => kept(ns)),
+        text: points.map(({ round, ns, sample }) => `${format.ns(ns)}<br>round ${round.round + 1}, sample ${sample + 1}${flags(round, sample)}`),
+        marker: { size: 4.5, opacity: 0.55, symbol: points.map(({ ns }) => (ns > edge ? "triangle-up" : "circle")), color: points.map(({ round, sample }) => (round.sample_flags?.[sample] ? colour("bad") : main)) },
       });
       const step = Math.ceil(timed.length / Math.max(4, Math.floor(place.clientWidth / 60)));
       const ticked = timed.map((_, at) => at).filter((at) => at % step === 0);
@@ -64,6 +70,7 @@ attnbench.rounds = (() => {
         },
       };
     }, { height });
+    if (every > 1) place.after(el("p", { class: "note" }, `Of ${all.length} samples every ${every}th is drawn; medians are of all.`));
     if (beyond) place.after(el("p", { class: "note" }, `${beyond} sample${beyond === 1 ? "" : "s"} of ${all.length} took longer than the plot is high, up to ${format.ns(sorted.at(-1))}.`));
   }
 

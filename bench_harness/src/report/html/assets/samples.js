@@ -30,7 +30,7 @@ attnbench.start((main, data) => {
     { name: "interval", title: "interval", number: true, hint: "Half of the interval, of the median", value: width, cell: (entry) => `± ${format.percent(width(entry))}` },
     { name: "tail", title: "p99 / median", number: true, minor: true, value: tail, cell: (entry) => format.times(tail(entry)) },
     { name: "rounds", title: "rounds", number: true, minor: true, value: (entry) => entry.timed_rounds, cell: (entry) => String(entry.timed_rounds) },
-    { title: "", cell: (entry) => el("a", { href: caseLink(entry).getAttribute("href") }, "all of it") },
+    { title: "", cell: (entry) => el("a", { href: caseLink(entry).getAttribute("href") }, "case") },
   ];
   const list = table.make(columns, { order: "-interval", most: 25 });
   const bar = filter.bar(data, measured, list.show);

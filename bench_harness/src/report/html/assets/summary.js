@@ -85,7 +85,7 @@ attnbench.start((main, data) => {
     const range = (values, show) => {
       const usable = values.filter(isNumber);
       if (usable.length === 0) return format.nothing;
-      const [low, high] = [Math.min(...usable), Math.max(...usable)];
+      const [low, high] = attnbench.extent(usable);
       return low === high ? show(low) : `${show(low)} to ${show(high)}`;
     };
     const of = (members, name) => members.map((entry) => data.value(entry, name));

@@ -1,15 +1,13 @@
 //! Pages of `attnbench report html` in a real browser: they draw themselves without a complaint and ask for nothing that is
 //! not on the disk; filters, sorting and addresses work; texts stay texts; a thousand cases open at once.
 
-mod browser;
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use browser::Browser;
 use serde_json::{Value, json};
+
+use crate::browser::Browser;
+use crate::support;
 
 /// A report of a real run against an altered copy of itself, with a history; beside it, in `devices`, one of the run and a copy
 /// that says it is of another device.
