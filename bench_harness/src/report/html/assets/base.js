@@ -206,8 +206,8 @@ const attnbench = (() => {
       document.getElementById("footer").append(`attnbench ${data.version}: ${suite}${when}`);
       const main = document.getElementById("main");
       main.replaceChildren();
-      draw(main, data);
-      document.body.dataset.ready = "yes";
+      // Some pages wait for a file of rounds.
+      Promise.resolve(draw(main, data)).then(() => { document.body.dataset.ready = "yes"; });
     });
   }
 

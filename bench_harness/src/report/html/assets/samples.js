@@ -1,7 +1,7 @@
 // How samples are distributed: which cases are noisy, and every sample of one of them.
 "use strict";
 
-attnbench.start((main, data) => {
+attnbench.start(async (main, data) => {
   const { el, format, filter, table, rounds, state, caseLink, isNumber, title, caseId } = attnbench;
   title(main, "Samples", "Every timed call of a case, by rounds, each of which is a fresh process. The line of a round is its median; the band is the interval of the median of rounds. What differs between rounds no number of samples shows.");
   const measured = data.cases.filter((entry) => isNumber(data.value(entry, "latency_ns_median")));
@@ -38,7 +38,7 @@ attnbench.start((main, data) => {
   bar.update();
   const asked = measured.find((entry) => entry.key === state.get("case") && String(entry.run) === (state.get("of") ?? state.get("run") ?? String(entry.run)));
   const current = measured.filter((entry) => entry.run === data.current);
-  show(asked ?? [...(current.length ? current : measured)].sort((a, b) => width(b) - width(a))[0]);
+  await show(asked ?? [...(current.length ? current : measured)].sort((a, b) => width(b) - width(a))[0]);
 
   async function show(entry) {
     const target = el("div");
