@@ -126,6 +126,14 @@ impl Browser {
         self.wait("[...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn || plot.hidden)");
     }
 
+    /// Seconds that the page's thread has worked, after `Performance.enable`.
+    pub(crate) fn thread_s(&mut self) -> f64 {
+        let answer = self.call("Performance.getMetrics", json!({}));
+        let metrics = answer["metrics"].as_array().expect("a list");
+        let task = metrics.iter().find(|metric| metric["name"] == "TaskDuration").expect("Chromium has it");
+        task["value"].as_f64().expect("a number")
+    }
+
     /// What went wrong since the last call: errors, warnings and exceptions of pages, and requests to anywhere but the disk.
     pub(crate) fn complaints(&mut self) -> Vec<String> {
         self.events

@@ -113,8 +113,18 @@ fn pages_are_written_anew_and_old_rounds_go() {
     std::fs::write(folder.join("report/rounds/99.js"), "of more cases").expect("written");
     write(&["head.json", "--base", RECORD]);
     assert!(folder.join("report/comparison.html").exists() && !folder.join("report/rounds/99.js").exists());
-    let data = std::fs::read_to_string(folder.join("report/data.js")).expect("written");
-    assert!(data.contains(r#"\"role\":\"base\""#) && data.contains(r#"\"role\":\"head\""#), "both are there");
+    let has_both = || {
+        let data = std::fs::read_to_string(folder.join("report/data.js")).expect("written");
+        data.contains(r#"\"role\":\"base\""#) && data.contains(r#"\"role\":\"head\""#)
+    };
+    assert!(has_both());
+    // What a gate wrote beside its report comes with it.
+    let (_, gated, _) = attnbench(folder, &["gate", "head.json", "--baseline", RECORD, "--json"]);
+    std::fs::write(folder.join("gate.json"), gated).expect("written");
+    std::fs::copy(RECORD, folder.join("gate.base.json")).expect("copied");
+    std::fs::copy(folder.join("head.json"), folder.join("gate.head.json")).expect("copied");
+    write(&["gate.json"]);
+    assert!(has_both());
 }
 
 #[test]
