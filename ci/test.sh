@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Formatting, lints, every test, the CUDA kernels through their compiler, and a real run that is gated against itself. Needs
-# a Rust toolchain, a C and a C++ compiler, Python with pip (for NVRTC) and git; everything else is a crate. One profile and
-# one target folder serve the tests and the binary that people run.
+# a Rust toolchain, a C and a C++ compiler, Python with pip (for NVRTC), Chromium (for reports) and git; everything else is a
+# crate. One profile and one target folder serve the tests and the binary that people run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
@@ -12,6 +12,7 @@ missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v g++ >/dev/null || missing+=(g++)
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
+command -v chromium >/dev/null || missing+=(chromium)
 if [ ${#missing[@]} -gt 0 ]; then
     step "installing ${missing[*]}"
     apt-get update -q && apt-get install -qy --no-install-recommends "${missing[@]}"
@@ -25,6 +26,7 @@ step "lints"
 cargo clippy --release --workspace --all-targets --locked -- -D warnings
 
 step "tests"
+export ATTNBENCH_REQUIRE_CHROMIUM=1
 ci/postgres.sh cargo test --release --workspace --locked
 
 step "docs"

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::compare::{Common, load_record};
+use super::report::Target;
 use super::{Exit, terminal};
 use crate::gate::outcome::{GateReport, judge};
 use crate::report::comparison;
@@ -61,6 +62,9 @@ pub struct Args {
     /// Compile the CUDA kernels of both builds too, and compare registers, spills, stack and shared memory: needs NVRTC, no GPU
     #[arg(long, value_name = "SM", value_delimiter = ',', requires = "deterministic")]
     gpu_arch: Vec<String>,
+    /// Write a report too, in a format of `attnbench report`: --report markdown=comment.md
+    #[arg(long, value_name = "FORMAT=FILE", conflicts_with = "deterministic")]
+    report: Vec<Target>,
     /// Every inconclusive case makes the gate undecided
     #[arg(long)]
     strict: bool,
@@ -88,8 +92,8 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     args.override_in(&mut policy)?;
     let heads = args.records.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let baseline = args.common.baseline(baseline)?;
-    let report = judge(&heads, &baseline, &policy, args.strict)?;
-    print(&report, args.common.json)?;
+    let report = GateReport { command: command_line(), ..judge(&heads, &baseline, &policy, args.strict)? };
+    print(&args, &report)?;
     let commit = |commits: &[String]| commits.last().cloned();
     let (base, head) = (commit(&report.comparison.base.commits), commit(&report.comparison.head.commits));
     keep(&args, &report, base, head)?;
@@ -106,11 +110,19 @@ impl Args {
     }
 }
 
-fn print(report: &GateReport, json: bool) -> anyhow::Result<()> {
-    if json {
-        return terminal::print_json(report);
+/// This command line.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+/// Prints a report, and writes it wherever else it is wanted.
+fn print(args: &Args, report: &GateReport) -> anyhow::Result<()> {
+    if args.common.json {
+        terminal::print_json(report)?;
+    } else {
+        terminal::print(comparison::gate_text(report, terminal::style()).trim_end())?;
     }
-    terminal::print(comparison::gate_text(report, terminal::style()).trim_end())
+    args.report.iter().try_for_each(|target| target.write(report))
 }
 
 /// Keeps the outcome in the history, where one is named.

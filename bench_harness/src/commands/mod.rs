@@ -12,6 +12,7 @@ pub mod gate;
 pub mod history;
 pub mod kernels;
 pub mod ratios;
+pub mod report;
 pub mod run;
 pub mod scaling;
 pub mod schema;
@@ -45,6 +46,7 @@ pub enum Command {
     Calibrate(calibrate::Args),
     Bisect(bisect::Args),
     Baseline(baseline::Args),
+    Report(report::Args),
     History(history::Args),
     Ratios(ratios::Args),
     Scaling(scaling::Args),
@@ -72,6 +74,7 @@ impl Command {
             Command::Calibrate(args) => calibrate::run(args),
             Command::Bisect(args) => bisect::run(args),
             Command::Baseline(args) => baseline::run(args),
+            Command::Report(args) => report::run(args),
             Command::History(args) => history::run(args),
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),

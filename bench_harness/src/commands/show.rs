@@ -2,12 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::{Exit, terminal};
-use crate::metric::{Estimate, METRICS, latency};
-use crate::record::{CaseResult, CaseRound, Disposition, Record, RunInfo, file};
-use crate::report::{samples, table};
+use crate::record::{CaseResult, file};
+use crate::report::{samples, shown, table};
 use crate::suite::CaseGlob;
 
 /// Show what a record says of every case
@@ -31,37 +28,6 @@ pub struct Args {
     json: bool,
 }
 
-/// A record as programs want it: metrics are computed, samples are left out unless asked for.
-#[derive(Serialize)]
-struct Shown<'a> {
-    run: &'a RunInfo,
-    fingerprint: &'a std::collections::BTreeMap<String, String>,
-    git: &'a Option<crate::record::GitState>,
-    cases: Vec<ShownCase<'a>>,
-}
-
-#[derive(Serialize)]
-struct ShownCase<'a> {
-    #[serde(flatten)]
-    key: &'a crate::case::CaseKey,
-    matrix: &'a str,
-    disposition: Disposition,
-    reason: &'a Option<String>,
-    flags: &'a [String],
-    /// Rounds whose times count.
-    timed_rounds: usize,
-    metrics: std::collections::BTreeMap<&'static str, ShownMetric>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rounds: Option<&'a [CaseRound]>,
-}
-
-#[derive(Serialize)]
-struct ShownMetric {
-    unit: &'static str,
-    #[serde(flatten)]
-    estimate: Estimate,
-}
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
     let record = file::load(&args.record)?;
@@ -76,40 +42,11 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         );
     }
     if args.json {
-        terminal::print_json(&shown(&record, &cases, args.samples))?;
+        terminal::print_json(&shown::shown(&record, &cases, args.samples))?;
     } else if args.samples {
         terminal::print(samples::samples_text(&cases, terminal::style()).trim_end())?;
     } else {
         terminal::print(table::record_table(&record, &cases, terminal::style()).trim_end())?;
     }
     Ok(Exit::Pass)
-}
-
-fn shown<'a>(record: &'a Record, cases: &[&'a CaseResult], with_samples: bool) -> Shown<'a> {
-    let metrics = |case: &CaseResult| {
-        METRICS
-            .iter()
-            .filter_map(|metric| {
-                // JSON has no infinity: an output that is not finite has no error that is a number.
-                let estimate = metric.value(case, record).filter(|estimate| estimate.value.is_finite())?;
-                Some((metric.name(), ShownMetric { unit: metric.unit(), estimate }))
-            })
-            .collect()
-    };
-    let case = |case: &&'a CaseResult| ShownCase {
-        key: &case.key,
-        matrix: &case.matrix,
-        disposition: case.disposition,
-        reason: &case.reason,
-        flags: &case.flags,
-        timed_rounds: latency::timed_rounds(case).count(),
-        metrics: metrics(case),
-        rounds: with_samples.then_some(case.rounds.as_slice()),
-    };
-    Shown {
-        run: &record.run,
-        fingerprint: &record.fingerprint,
-        git: &record.git,
-        cases: cases.iter().map(case).collect(),
-    }
 }

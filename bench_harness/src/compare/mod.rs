@@ -5,6 +5,7 @@
 
 pub mod baseline;
 pub mod clocks;
+pub mod devices;
 pub mod drift;
 pub mod exact;
 pub mod latency;

@@ -41,6 +41,9 @@ pub struct GateReport {
     pub families: Vec<FamilyFinding>,
     /// Verdict by verdict.
     pub comparison: Comparison,
+    /// The command line that made it, for whoever wants to repeat it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
 }
 
 /// What a comparison in pairs came to, before anything is said of it.
@@ -200,6 +203,7 @@ fn report_all(
         accepted,
         families,
         comparison,
+        command: Vec::new(),
     }
 }
 
@@ -225,6 +229,7 @@ impl GateReport {
             accepted: Vec::new(),
             families: Vec::new(),
             comparison,
+            command: Vec::new(),
         }
     }
 

@@ -2,14 +2,14 @@
 
 use super::baselines::grid;
 use super::case_names::group_names;
-use super::{Style, Tone, printable, units, wrap};
+use super::{Style, Tone, printable, short_commit, units, wrap};
 use crate::compare::{CaseComparison, Comparison, Difference, Side, Verdict};
 use crate::gate::acceptance::{Acceptance, Accepted};
 use crate::gate::families::FamilyFinding;
 use crate::gate::outcome::GateReport;
 
 /// In the order in which a reader wants them.
-const ORDER: [Verdict; 5] =
+pub(super) const ORDER: [Verdict; 5] =
     [Verdict::Regressed, Verdict::NotComparable, Verdict::Inconclusive, Verdict::Improved, Verdict::Unchanged];
 
 /// Columns that the figures beside the case's name take.
@@ -32,7 +32,7 @@ pub fn gate_text(report: &GateReport, style: Style) -> String {
     lines.join("\n") + "\n"
 }
 
-fn accepted_text(accepted: &Accepted) -> String {
+pub(super) fn accepted_text(accepted: &Accepted) -> String {
     let Acceptance { case, metric, at_most, reason, by, expires, .. } = &accepted.acceptance;
     let size = at_most.map_or(String::new(), |bound| format!(" up to {}", units::percent(bound)));
     let count = match accepted.cases.len() {
@@ -167,8 +167,8 @@ fn verdict_table(cases: &[&CaseComparison], style: Style) -> Vec<String> {
     lines
 }
 
-fn side_text(side: &Side) -> String {
-    let commits: Vec<&str> = side.commits.iter().map(|commit| short(commit)).collect();
+pub(super) fn side_text(side: &Side) -> String {
+    let commits: Vec<&str> = side.commits.iter().map(|commit| short_commit(commit)).collect();
     let runs = match side.runs.len() {
         1 => format!("run {}", side.runs[0]),
         count => format!("{count} sessions"),
@@ -177,12 +177,7 @@ fn side_text(side: &Side) -> String {
     format!("{}, {runs}{at}", side.suite)
 }
 
-/// The first ten digits of a commit; what follows the digits (`-dirty`) stays away, as the full id does.
-fn short(commit: &str) -> &str {
-    commit.get(..10).unwrap_or(commit)
-}
-
-fn difference_text(difference: &Difference) -> String {
+pub(super) fn difference_text(difference: &Difference) -> String {
     let shown = |value: &Option<String>| value.as_ref().map_or("nothing".to_owned(), |value| format!("`{value}`"));
     format!("{}: {} on base, {} on head", difference.field, shown(&difference.base), shown(&difference.head))
 }

@@ -19,13 +19,21 @@ const SIGNIFICANT_DIGITS: usize = 9;
 /// # Errors
 /// Those of the value's own `Serialize`, such as maps whose keys are no strings.
 pub fn reviewable<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
-    let mut bytes = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, ShortNumbers))?;
-    let compact = String::from_utf8(bytes).expect("serde_json writes UTF-8");
+    let compact = short(value)?;
     let mut text = String::with_capacity(compact.len() + compact.len() / 8);
     lay_out(&compact, 0, &mut text);
     text.push('\n');
     Ok(text)
+}
+
+/// A value as JSON with short numbers, in one line.
+///
+/// # Errors
+/// As above.
+pub fn short<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, ShortNumbers))?;
+    Ok(String::from_utf8(bytes).expect("serde_json writes UTF-8"))
 }
 
 /// The compact form with numbers rounded to [`SIGNIFICANT_DIGITS`].

@@ -2,20 +2,37 @@
 //!
 //! Everything here is pure: what is printed depends on the data and the [`Style`] alone.
 
+pub mod annotations;
+pub mod axes;
 pub mod baselines;
+pub mod bencher;
 pub mod calibration;
 pub mod case_names;
 pub mod comparison;
+pub mod csv;
+pub mod device_comparison;
 pub mod devices;
+pub mod formats;
 pub mod history;
+pub mod html;
 pub mod json;
+pub mod junit;
 pub mod listing;
+pub mod markdown;
+pub mod openmetrics;
 pub mod ratios;
+pub mod repeat;
 pub mod samples;
+pub mod sarif;
 pub mod scaling;
 pub mod self_test;
+pub mod shown;
+pub mod subject;
 pub mod table;
 pub mod units;
+
+pub use formats::{FORMATS, Format, format};
+pub use subject::Subject;
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +74,11 @@ impl Style {
 /// A text from a file or a worker without what could move a terminal's cursor or change its colours.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The first ten digits of a commit; what follows the digits (`-dirty`) stays away, as the full id does.
+pub(crate) fn short_commit(commit: &str) -> &str {
+    commit.get(..10).unwrap_or(commit)
 }
 
 /// Breaks text over lines of at most `width` characters, after the last of `breaks` that fits. Only a part that is longer

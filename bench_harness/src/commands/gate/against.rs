@@ -60,7 +60,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             ..Side::default()
         };
         let keys: Vec<_> = cases.iter().map(PlannedCase::key).collect();
-        let report = GateReport::refused(side(&base), side(&head), &keys, exit, &reason);
+        let refused = GateReport::refused(side(&base), side(&head), &keys, exit, &reason);
+        let report = GateReport { command: super::command_line(), ..refused };
         save(&out, &report)?;
         return conclude(args, &out, &report, &base, head);
     }
@@ -136,7 +137,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             id: format!("{}-{side}", header.run_id),
             started_at: header.started_at.clone(),
             finished_at: format!("{:.0}", jiff::Timestamp::now()),
-            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            command: super::command_line(),
             attnbench_version: env!("CARGO_PKG_VERSION").to_owned(),
             suite: rules.suite.name.clone(),
             suite_hash: rules.suite.hash.clone(),
@@ -162,7 +163,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
         notes,
         is_complete: state.pairs().iter().all(has_pairs) && !interrupted,
     };
-    let report = judge_pairs(results, &rules.policy, args.strict);
+    let report = GateReport { command: super::command_line(), ..judge_pairs(results, &rules.policy, args.strict) };
     save_records(&out, &records)?;
     save(&out, &report)?;
     match journal {
@@ -177,7 +178,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Prints the report, says where it is, and keeps it in the history.
 fn conclude(args: &Args, out: &Path, report: &GateReport, base: &Snapshot, head: Snapshot) -> anyhow::Result<Exit> {
-    super::print(report, args.common.json)?;
+    super::print(args, report)?;
     eprintln!("\nreport: {}", out.display());
     // Two states of the working tree on one commit are no two tries of one gate.
     let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };

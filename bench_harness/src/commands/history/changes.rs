@@ -14,8 +14,9 @@ use crate::history::csv::{self, Columns};
 use crate::history::point::SeriesKey;
 use crate::metric::Better;
 use crate::report::history;
+use crate::report::html::Series;
 use crate::stats::change_point::Settings;
-use crate::store::history::{Acceptance, HistoryStore, SeriesSummary};
+use crate::store::history::{Acceptance, HistoryStore, SeriesSummary, StoredPoint};
 use crate::suite::CaseGlob;
 
 /// What is shown, and how.
@@ -56,51 +57,73 @@ pub(super) fn of_csv(path: &Path, columns: &Columns, better: Better, show: Show)
 
 /// A series with its changes, as JSON.
 #[derive(Serialize)]
-struct OfSeries {
+struct OfSeries<'a> {
     #[serde(flatten)]
-    key: SeriesKey,
+    key: &'a SeriesKey,
     points: usize,
     #[serde(flatten)]
-    found: SeriesChanges,
+    found: &'a SeriesChanges,
+}
+
+/// Series of a store with their changes.
+pub(crate) fn found(
+    store: &mut dyn HistoryStore,
+    selected: Vec<SeriesSummary>,
+    provisional: bool,
+) -> anyhow::Result<Vec<Series>> {
+    let acceptances = acceptances(store)?;
+    let mut series: Vec<(SeriesSummary, Vec<StoredPoint>)> = Vec::new();
+    for summary in selected {
+        let points = store.points(&summary.key)?;
+        series.push((summary, points));
+    }
+    let of_series = |(summary, points): (SeriesSummary, Vec<StoredPoint>)| {
+        let observations: Vec<Observation> = points
+            .iter()
+            .map(|point| Observation {
+                value: Some(point.value),
+                time: Some(point.time.clone()),
+                commit: point.commit.clone(),
+            })
+            .collect();
+        let query = Query {
+            better: summary.better,
+            provisional,
+            settings: Settings::default(),
+            is_accepted: &|change| is_accepted(&acceptances, &summary.key, change, &observations),
+        };
+        let found = find(&observations, &query);
+        Series { summary, points, found }
+    };
+    Ok(series.into_par_iter().map(of_series).collect())
 }
 
 /// The changes of the series of a store.
 pub(super) fn of_store(store: &mut dyn HistoryStore, select: &Select, show: Show) -> anyhow::Result<Exit> {
-    let acceptances = acceptances(store)?;
-    let mut series: Vec<(SeriesSummary, Vec<Observation>)> = Vec::new();
-    for summary in view::selected(store, select)? {
-        let points = store.points(&summary.key)?;
-        let observed = points.into_iter().map(|point| Observation {
-            value: Some(point.value),
-            time: Some(point.time),
-            commit: point.commit,
-        });
-        series.push((summary, observed.collect()));
-    }
-    let of_series = |(summary, observations): &(SeriesSummary, Vec<Observation>)| {
-        let query = Query {
-            better: summary.better,
-            provisional: show.provisional,
-            settings: Settings::default(),
-            is_accepted: &|change| is_accepted(&acceptances, &summary.key, change, observations),
-        };
-        OfSeries { key: summary.key.clone(), points: observations.len(), found: find(observations, &query) }
-    };
-    let all: Vec<OfSeries> = series.par_iter().map(of_series).collect();
-    let changed: Vec<&OfSeries> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
+    let selected = view::selected(store, select)?;
+    let all = found(store, selected, show.provisional)?;
+    let changed: Vec<&Series> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
     let open = all.iter().filter(|series| series.found.open_regression.is_some()).count();
     if show.json {
+        let as_json = |series: &&Series| {
+            serde_json::to_value(OfSeries {
+                key: &series.summary.key,
+                points: series.points.len(),
+                found: &series.found,
+            })
+        };
+        let changed = changed.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
         terminal::print_json(&serde_json::json!({ "series_searched": all.len(), "series": changed }))?;
         return Ok(show.exit(open > 0));
     }
     let style = terminal::style();
     terminal::print(&format!("{} series, {} with changes, {open} with an open regression", all.len(), changed.len()))?;
     for series in changed {
-        let SeriesKey { suite, case, metric, machine } = &series.key;
+        let SeriesKey { suite, case, metric, machine } = &series.summary.key;
         let title = format!("{suite}: {metric} of {case} on {machine}");
         terminal::print(&format!(
             "\n{}",
-            history::changes_text(&title, series.points, &series.found, style).trim_end()
+            history::changes_text(&title, series.points.len(), &series.found, style).trim_end()
         ))?;
     }
     Ok(show.exit(open > 0))

@@ -2,27 +2,17 @@
 
 use std::path::Path;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::bail;
 
+use crate::commands::report::load_gate;
 use crate::commands::{Exit, terminal};
-use crate::gate::outcome::GateReport;
 use crate::history::gates::summary;
 use crate::report::history;
 use crate::store::history::{GateEntry, HistoryStore, open};
 
-/// Largest report, in bytes.
-const MAX_REPORT_BYTES: u64 = 64 << 20;
-
 /// Keeps a report.
 pub(super) fn add(store: &str, path: &Path, head: Option<String>, base: Option<String>) -> anyhow::Result<Exit> {
-    let reading = || format!("reading gate report `{}`", path.display());
-    let size = std::fs::metadata(path).with_context(reading)?.len();
-    if size > MAX_REPORT_BYTES {
-        bail!("{}: the file is larger than the limit of {MAX_REPORT_BYTES} bytes", reading());
-    }
-    let text = std::fs::read_to_string(path).with_context(reading)?;
-    let report: GateReport = serde_json::from_str(&text)
-        .map_err(|error| anyhow!("{}: this is not what `attnbench gate --json` prints: {error}", reading()))?;
+    let (report, text) = load_gate(path)?;
     let time = format!("{:.3}", jiff::Timestamp::now());
     // The same report is the same gate: adding it twice changes nothing.
     let id = blake3::hash(text.as_bytes()).to_hex()[..12].to_owned();

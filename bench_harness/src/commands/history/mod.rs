@@ -1,6 +1,6 @@
 //! `attnbench history`: results over time, and where they changed.
 
-mod changes;
+pub(crate) mod changes;
 mod gates;
 mod transfer;
 mod view;
@@ -271,7 +271,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
 }
 
 /// A store to read: a file that is not there is not made.
-fn existing(place: &str) -> anyhow::Result<Box<dyn HistoryStore>> {
+pub(crate) fn existing(place: &str) -> anyhow::Result<Box<dyn HistoryStore>> {
     if !place.contains("://") && !std::path::Path::new(place).exists() {
         anyhow::bail!(
             "opening history `{place}`: there is no such file; `attnbench run SUITE --store {place}` or `attnbench \
