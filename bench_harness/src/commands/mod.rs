@@ -11,6 +11,7 @@ pub mod eval;
 pub mod gate;
 pub mod history;
 pub mod kernels;
+pub mod merge;
 pub mod ratios;
 pub mod run;
 pub mod scaling;
@@ -36,6 +37,7 @@ impl From<Exit> for ExitCode {
 #[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
     Run(run::Args),
+    Merge(merge::Args),
     Show(show::Args),
     Compare(compare::Args),
     Gate(gate::Args),
@@ -61,6 +63,7 @@ impl Command {
     pub fn execute(self) -> anyhow::Result<Exit> {
         match self {
             Command::Run(args) => run::run(args),
+            Command::Merge(args) => merge::run(args),
             Command::Show(args) => show::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),

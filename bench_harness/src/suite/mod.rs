@@ -14,6 +14,7 @@ mod filter;
 pub mod presets;
 mod raw;
 mod settings;
+pub mod shard;
 mod support;
 #[cfg(test)]
 mod tests;

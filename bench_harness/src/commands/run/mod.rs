@@ -21,10 +21,12 @@ use crate::history::point::of_record;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
+use crate::measure::shard::{Sharding, known_latencies};
 use crate::record::environment::{self, fingerprint, provenance};
-use crate::record::{Record, RunInfo, TimeSpent, file};
+use crate::record::{CaseResult, Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::history;
+use crate::suite::shard::{KnownLatencies, Shard};
 use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
@@ -92,6 +94,14 @@ pub struct Args {
     #[arg(long, value_name = "JOURNAL", conflicts_with = "dry_run")]
     resume: Option<PathBuf>,
 
+    /// Measure one part of the plan: the I-th of N that take about the same time, from 1; `attnbench merge` joins them
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+
+    /// Earlier record of the suite, from whose times the shards are made instead of from the work; the same for all
+    #[arg(long, value_name = "RECORD", requires = "shard")]
+    shard_times: Option<PathBuf>,
+
     /// Keep the results in this history too: a file, or a server as postgresql://USER@HOST/DATABASE
     #[arg(long, value_name = "PATH|URL")]
     store: Option<String>,
@@ -114,12 +124,14 @@ Examples:
   attnbench run prefill --device cuda:0
   attnbench run --kernel-source my.cu --kernel-manifest my.toml
   attnbench run ci --store results/history.db
+  attnbench run prefill --shard 2/4 --out 2.json
   attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
 
 /// Measures, saves and prints.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let suite = planned_suite(&args)?;
+    let mut suite = planned_suite(&args)?;
+    let sharding = sharding(&mut suite, &args)?;
     if args.dry_run {
         return super::suites::print_plan(&suite, args.json);
     }
@@ -127,12 +139,13 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         // A store that cannot take the results is found before there are any.
         history::open(store)?;
     }
-    let (record, saved) = measure_suite(&suite, &args)?;
+    let (record, saved) = measure_suite(&suite, sharding, &args)?;
     let is_kept = args.store.as_deref().is_none_or(|store| keep(store, &record, &saved.path));
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
     } else {
-        let cases: Vec<_> = record.cases.iter().collect();
+        let is_own = |case: &&CaseResult| args.shard.is_none_or(|own| case.shard == Some(own.index));
+        let cases: Vec<_> = record.cases.iter().filter(is_own).collect();
         terminal::print(report::table::record_table(&record, &cases, terminal::style()).trim_end())?;
         eprintln!("\nrecord: {}", saved.path.display());
     }
@@ -204,8 +217,22 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
     Ok(suite)
 }
 
+/// Leaves the shard that was asked for in the suite.
+fn sharding(suite: &mut Suite, args: &Args) -> anyhow::Result<Option<Sharding>> {
+    let Some(shard) = args.shard else { return Ok(None) };
+    let known = match &args.shard_times {
+        Some(path) => known_latencies(&file::load(path)?),
+        None => KnownLatencies::new(),
+    };
+    let sharding = Sharding::of(suite, shard, &known);
+    if suite.cases.is_empty() {
+        eprintln!("warning: shard {shard} has no case: there are more shards than cases");
+    }
+    Ok(Some(sharding))
+}
+
 /// Measures a checked suite and returns its record and where it was saved.
-fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
+fn measure_suite(suite: &Suite, sharding: Option<Sharding>, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
     let started = jiff::Timestamp::now();
     let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
     let path = record_path(suite, args, started)?;
@@ -267,6 +294,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         complete: false,
         device_shared,
         time: TimeSpent::default(),
+        shard: None,
     };
     let git = vcs::repository_state(Path::new("."))
         .map_err(|error| eprintln!("warning: the record has no git state: {error}"))
@@ -277,7 +305,10 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     if let Some(hello) = &gpus.hello {
         environment::add_gpu(hello, &mut fingerprint, &mut provenance);
     }
-    let record = builder.finish(info, fingerprint, provenance, git);
+    let mut record = builder.finish(info, fingerprint, provenance, git);
+    if let Some(sharding) = sharding {
+        sharding.complete(&mut record);
+    }
     let saved = save(&path, &record, journal)?;
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
