@@ -12,6 +12,7 @@ pub mod gate;
 pub mod history;
 pub mod kernels;
 pub mod merge;
+pub mod nightly;
 pub mod ratios;
 pub mod run;
 pub mod scaling;
@@ -46,6 +47,7 @@ pub enum Command {
     Bisect(bisect::Args),
     Baseline(baseline::Args),
     History(history::Args),
+    Nightly(nightly::Args),
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
@@ -72,6 +74,7 @@ impl Command {
             Command::Bisect(args) => bisect::run(args),
             Command::Baseline(args) => baseline::run(args),
             Command::History(args) => history::run(args),
+            Command::Nightly(args) => nightly::run(args),
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),

@@ -9,3 +9,4 @@ pub mod export;
 pub mod gates;
 pub mod import;
 pub mod point;
+pub mod search;

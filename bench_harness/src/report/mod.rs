@@ -10,6 +10,7 @@ pub mod devices;
 pub mod history;
 pub mod json;
 pub mod listing;
+pub mod nightly;
 pub mod ratios;
 pub mod samples;
 pub mod scaling;

@@ -4,18 +4,17 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use rayon::prelude::*;
-use serde::Serialize;
 
 use super::{Select, view};
 use crate::commands::{Exit, terminal};
-use crate::history::changes::{Change, Observation, Query, SeriesChanges, find};
+use crate::history::changes::{Observation, Query, find};
 use crate::history::csv::{self, Columns};
 use crate::history::point::SeriesKey;
+use crate::history::search::{FoundSeries, search};
 use crate::metric::Better;
 use crate::report::history;
 use crate::stats::change_point::Settings;
-use crate::store::history::{Acceptance, HistoryStore, SeriesSummary};
+use crate::store::history::{Acceptance, HistoryStore};
 use crate::suite::CaseGlob;
 
 /// What is shown, and how.
@@ -54,40 +53,11 @@ pub(super) fn of_csv(path: &Path, columns: &Columns, better: Better, show: Show)
     Ok(show.exit(found.open_regression.is_some()))
 }
 
-/// A series with its changes, as JSON.
-#[derive(Serialize)]
-struct OfSeries {
-    #[serde(flatten)]
-    key: SeriesKey,
-    points: usize,
-    #[serde(flatten)]
-    found: SeriesChanges,
-}
-
 /// The changes of the series of a store.
 pub(super) fn of_store(store: &mut dyn HistoryStore, select: &Select, show: Show) -> anyhow::Result<Exit> {
-    let acceptances = acceptances(store)?;
-    let mut series: Vec<(SeriesSummary, Vec<Observation>)> = Vec::new();
-    for summary in view::selected(store, select)? {
-        let points = store.points(&summary.key)?;
-        let observed = points.into_iter().map(|point| Observation {
-            value: Some(point.value),
-            time: Some(point.time),
-            commit: point.commit,
-        });
-        series.push((summary, observed.collect()));
-    }
-    let of_series = |(summary, observations): &(SeriesSummary, Vec<Observation>)| {
-        let query = Query {
-            better: summary.better,
-            provisional: show.provisional,
-            settings: Settings::default(),
-            is_accepted: &|change| is_accepted(&acceptances, &summary.key, change, observations),
-        };
-        OfSeries { key: summary.key.clone(), points: observations.len(), found: find(observations, &query) }
-    };
-    let all: Vec<OfSeries> = series.par_iter().map(of_series).collect();
-    let changed: Vec<&OfSeries> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
+    let selected = view::selected(store, select)?;
+    let all = search(store, selected, show.provisional)?;
+    let changed: Vec<&FoundSeries> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
     let open = all.iter().filter(|series| series.found.open_regression.is_some()).count();
     if show.json {
         terminal::print_json(&serde_json::json!({ "series_searched": all.len(), "series": changed }))?;
@@ -104,36 +74,6 @@ pub(super) fn of_store(store: &mut dyn HistoryStore, select: &Select, show: Show
         ))?;
     }
     Ok(show.exit(open > 0))
-}
-
-fn acceptances(store: &mut dyn HistoryStore) -> anyhow::Result<Vec<(CaseGlob, Acceptance)>> {
-    let globbed = store
-        .acceptances()?
-        .into_iter()
-        .map(|acceptance| CaseGlob::parse(&acceptance.case).map(|glob| (glob, acceptance)).map_err(anyhow::Error::msg));
-    globbed.collect()
-}
-
-/// Whether somebody accepted a change of this series: its metric and case, a commit of its range, and no more than that.
-fn is_accepted(
-    acceptances: &[(CaseGlob, Acceptance)],
-    key: &SeriesKey,
-    change: &Change,
-    observations: &[Observation],
-) -> bool {
-    let id = key.case.split(' ').next().unwrap_or_default();
-    let in_range = |start: &str| {
-        observations[change.index_low..=change.index_high]
-            .iter()
-            .filter_map(|observation| observation.commit.as_deref())
-            .any(|commit| commit.starts_with(start))
-    };
-    acceptances.iter().any(|(glob, acceptance)| {
-        acceptance.metric == key.metric
-            && (glob.matches(&key.case) || glob.matches(id))
-            && change.size.abs() <= acceptance.at_most
-            && in_range(&acceptance.commit)
-    })
 }
 
 pub(super) fn accept(

@@ -113,6 +113,10 @@ pub struct Args {
     /// Print the record as JSON instead of a table
     #[arg(long)]
     json: bool,
+
+    /// The run's id, where it is not to be made of the time and random bits: a nightly run has one a commit and day.
+    #[arg(skip)]
+    pub(super) id: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -130,16 +134,16 @@ Examples:
 
 /// Measures, saves and prints.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let mut suite = planned_suite(&args)?;
-    let sharding = sharding(&mut suite, &args)?;
     if args.dry_run {
+        let mut suite = planned_suite(&args)?;
+        sharding(&mut suite, &args)?;
         return super::suites::print_plan(&suite, args.json);
     }
     if let Some(store) = &args.store {
         // A store that cannot take the results is found before there are any.
         history::open(store)?;
     }
-    let (record, saved) = measure_suite(&suite, sharding, &args)?;
+    let (record, saved) = measured(&args)?;
     let is_kept = args.store.as_deref().is_none_or(|store| keep(store, &record, &saved.path));
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
@@ -150,6 +154,13 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         eprintln!("\nrecord: {}", saved.path.display());
     }
     Ok(exit_of(&record).and(if saved.is_as_asked && is_kept { Exit::Pass } else { Exit::Failed }))
+}
+
+/// Measures what the arguments ask for, and saves the record.
+pub(super) fn measured(args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
+    let mut suite = planned_suite(args)?;
+    let sharding = sharding(&mut suite, args)?;
+    measure_suite(&suite, sharding, args)
 }
 
 /// Keeps a record's results in a history. The record itself is safe already: a failure is told and loses nothing.
@@ -163,7 +174,7 @@ fn keep(store: &str, record: &Record, path: &Path) -> bool {
 }
 
 /// Failures are told apart from a clean run; the gate does the rest.
-fn exit_of(record: &Record) -> Exit {
+pub(super) fn exit_of(record: &Record) -> Exit {
     let failed = record.cases.iter().any(|case| case.disposition.is_failure());
     if failed || !record.run.complete { Exit::Failed } else { Exit::Pass }
 }
@@ -234,7 +245,8 @@ fn sharding(suite: &mut Suite, args: &Args) -> anyhow::Result<Option<Sharding>> 
 /// Measures a checked suite and returns its record and where it was saved.
 fn measure_suite(suite: &Suite, sharding: Option<Sharding>, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
     let started = jiff::Timestamp::now();
-    let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
+    let id = args.id.clone().unwrap_or_else(|| run_id(started));
+    let mut header = Header::new(id, format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
     let path = record_path(suite, args, started)?;
     // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
@@ -320,10 +332,10 @@ fn measure_suite(suite: &Suite, sharding: Option<Sharding>, args: &Args) -> anyh
 }
 
 /// Where a record went.
-struct SavedRecord {
-    path: PathBuf,
+pub(super) struct SavedRecord {
+    pub(super) path: PathBuf,
     /// Whether that is the place that was asked for.
-    is_as_asked: bool,
+    pub(super) is_as_asked: bool,
 }
 
 /// Saves the record; the journal goes only when the record is whole and where it was asked for.
