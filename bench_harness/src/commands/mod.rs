@@ -20,6 +20,7 @@ pub mod schema;
 pub mod show;
 pub mod suites;
 pub mod terminal;
+pub mod watch;
 pub mod worker;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ impl From<Exit> for ExitCode {
 pub enum Command {
     Run(run::Args),
     Merge(merge::Args),
+    Watch(watch::Args),
     Show(show::Args),
     Compare(compare::Args),
     Gate(gate::Args),
@@ -66,6 +68,7 @@ impl Command {
         match self {
             Command::Run(args) => run::run(args),
             Command::Merge(args) => merge::run(args),
+            Command::Watch(args) => watch::run(args),
             Command::Show(args) => show::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),

@@ -11,6 +11,7 @@ pub mod history;
 pub mod json;
 pub mod listing;
 pub mod nightly;
+pub mod plot;
 pub mod ratios;
 pub mod samples;
 pub mod scaling;

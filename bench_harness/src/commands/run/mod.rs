@@ -247,6 +247,7 @@ fn measure_suite(suite: &Suite, sharding: Option<Sharding>, args: &Args) -> anyh
     let started = jiff::Timestamp::now();
     let id = args.id.clone().unwrap_or_else(|| run_id(started));
     let mut header = Header::new(id, format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
+    header.turns_planned = Some(suite.cases.iter().map(|case| u64::from(case.settings.rounds)).sum());
     let path = record_path(suite, args, started)?;
     // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
