@@ -13,6 +13,8 @@ mod files;
 mod filter;
 pub mod presets;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod settings;
 pub mod shard;
 mod support;

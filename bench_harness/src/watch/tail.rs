@@ -48,7 +48,7 @@ impl Tail {
         self.offset += read as u64;
         let mut entries = Vec::new();
         let whole = self.rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let corrupt = |reason: String| JournalError::Corrupt { path: self.path.clone(), line: 0, reason };
+        let corrupt = |reason: String| JournalError::Corrupt { path: self.path.clone(), line: 1, reason };
         for line in self.rest[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             let entry = serde_json::from_slice(line);
             entries.push(entry.map_err(|error| corrupt(format!("this is no line of a journal: {error}")))?);
