@@ -25,6 +25,8 @@ const LABEL: usize = 9;
 const HEIGHTS: std::ops::RangeInclusive<usize> = 8..=24;
 /// Lines of one chart that letters and colours can tell apart.
 const MOST_LINES: usize = 26;
+/// What marks points of several lines in one place.
+const SEVERAL: char = '*';
 const COLOURS: [(Color, &str); 6] = [
     (Color::Cyan, "36"),
     (Color::Yellow, "33"),
@@ -136,11 +138,15 @@ fn draw(chart: &Chart, style: Style) -> String {
         }
     });
     lines.render(area, &mut buffer);
+    let mut do_meet = false;
     for (number, series) in chart.lines.iter().enumerate() {
         for point in &series.points {
             let (log_x, log_y) = logs(point);
             let at = (x.cell(log_x, width) as u16, (height - 1 - y.cell(log_y, height)) as u16);
-            buffer[at].set_char(letter(number)).set_fg(colour(number).0);
+            let is_taken = buffer[at].symbol().starts_with(|c: char| c.is_ascii_lowercase() || c == SEVERAL);
+            let mark = if is_taken { SEVERAL } else { letter(number) };
+            do_meet |= is_taken;
+            buffer[at].set_char(mark).set_fg(colour(number).0);
         }
     }
 
@@ -161,7 +167,8 @@ fn draw(chart: &Chart, style: Style) -> String {
         .enumerate()
         .map(|(number, series)| format!("{} {}", letter(number), printable(&series.name)))
         .collect();
-    text.extend(wrap(&format!("keys; {}", legend.join(", ")), style.width, &[' ']));
+    let meeting = if do_meet { format!(", {SEVERAL} several") } else { String::new() };
+    text.extend(wrap(&format!("keys; {}{meeting}", legend.join(", ")), style.width, &[' ']));
     text.join("\n") + "\n"
 }
 
@@ -219,7 +226,7 @@ mod tests {
         for keys in [256, 512, 1024, 2048, 4096] {
             let length = keys as f64 / 256.0;
             record.cases.push(sample::measured("flash", keys, 40e3 * length * length));
-            record.cases.push(sample::measured("naive", keys, 90e3 * length));
+            record.cases.push(sample::measured("naive", keys, 3e6 * length));
         }
         record
     }
@@ -261,6 +268,14 @@ mod tests {
         assert!((rise(&quadratic) / rise(&linear) - 2.0).abs() < 0.35, "{text}");
         // Halfway along is halfway up, to the nearest line.
         assert!((quadratic[2].1 as f64 - (quadratic[0].1 + quadratic[4].1) as f64 / 2.0).abs() <= 1.0, "{text}");
+    }
+
+    #[test]
+    fn points_in_one_place_are_not_hidden() {
+        let mut record = record();
+        record.cases.push(sample::measured("flash1", 1024, 640e3));
+        let text = drawn(&record, Style { width: 80, colour: false });
+        assert!(text.contains('*') && text.ends_with(", * several\n"), "{text}");
     }
 
     #[test]
