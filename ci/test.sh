@@ -32,6 +32,9 @@ ci/postgres.sh cargo test --release --workspace --locked
 step "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 
+step "templates for CI and fleets"
+ci/templates.sh
+
 step "every CUDA kernel through NVRTC, against the budget of registers"
 ATTNBENCH_NVRTC=$(ci/nvrtc.sh)
 export ATTNBENCH_NVRTC

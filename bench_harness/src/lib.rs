@@ -27,4 +27,5 @@ pub mod suite;
 pub mod tensor_file;
 pub mod user_kernel;
 pub mod vcs;
+pub mod watch;
 pub mod worker;

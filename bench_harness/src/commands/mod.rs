@@ -11,6 +11,8 @@ pub mod eval;
 pub mod gate;
 pub mod history;
 pub mod kernels;
+pub mod merge;
+pub mod nightly;
 pub mod ratios;
 pub mod report;
 pub mod run;
@@ -19,6 +21,7 @@ pub mod schema;
 pub mod show;
 pub mod suites;
 pub mod terminal;
+pub mod watch;
 pub mod worker;
 
 use std::process::ExitCode;
@@ -39,6 +42,8 @@ impl From<Exit> for ExitCode {
 #[expect(missing_docs, reason = "the help text of each `Args` is the command's")]
 pub enum Command {
     Run(run::Args),
+    Merge(merge::Args),
+    Watch(watch::Args),
     Show(show::Args),
     Compare(compare::Args),
     Gate(gate::Args),
@@ -48,6 +53,7 @@ pub enum Command {
     Baseline(baseline::Args),
     Report(report::Args),
     History(history::Args),
+    Nightly(nightly::Args),
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
@@ -67,6 +73,8 @@ impl Command {
         Isa::up_to(cap.as_deref()).map_err(anyhow::Error::msg)?;
         match self {
             Command::Run(args) => run::run(args),
+            Command::Merge(args) => merge::run(args),
+            Command::Watch(args) => watch::run(args),
             Command::Show(args) => show::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Gate(args) => gate::run(args),
@@ -76,6 +84,7 @@ impl Command {
             Command::Baseline(args) => baseline::run(args),
             Command::Report(args) => report::run(args),
             Command::History(args) => history::run(args),
+            Command::Nightly(args) => nightly::run(args),
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Exit, terminal};
 use crate::record::{CaseResult, file};
-use crate::report::{samples, shown, table};
+use crate::report::{plot, samples, shown, table};
 use crate::suite::CaseGlob;
 
 /// Show what a record says of every case
@@ -13,6 +13,7 @@ use crate::suite::CaseGlob;
   attnbench show record.json                       the table
   attnbench show record.json --case '*/flash/*'    some of its cases
   attnbench show record.json --samples             what each round saw of each case
+  attnbench show record.json --plot                latency against length, drawn
   attnbench show record.json --json                every metric of every case, for programs")]
 pub struct Args {
     /// A record that `attnbench run` wrote
@@ -23,6 +24,9 @@ pub struct Args {
     /// What each round saw of each case; with --json also every sample
     #[arg(long)]
     samples: bool,
+    /// Draw latency against length, both logarithmic: a chart a family of problems, a line a kernel
+    #[arg(long, conflicts_with_all = ["samples", "json"])]
+    plot: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -41,7 +45,17 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
             glob.as_str()
         );
     }
-    if args.json {
+    if args.plot {
+        let plots = plot::plots(&record, &cases, terminal::style());
+        if plots.is_empty() {
+            anyhow::bail!(
+                "plotting record `{}`: no family of its cases was measured at two lengths; `attnbench run exponents` \
+                 measures some",
+                args.record.display()
+            );
+        }
+        terminal::print(plots.trim_end())?;
+    } else if args.json {
         terminal::print_json(&shown::shown(&record, &cases, args.samples))?;
     } else if args.samples {
         terminal::print(samples::samples_text(&cases, terminal::style()).trim_end())?;

@@ -15,6 +15,7 @@ use crate::case::{CaseKey, Mode};
 use crate::metric::limits::{IMPLAUSIBLE, implausible};
 use crate::record::{CaseResult, ControlKind, Disposition, Record};
 use crate::stats::quantile::median;
+use crate::suite::shard::Shard;
 
 /// The major version of the baseline format. Readers refuse a larger one and ignore fields that they do not know.
 pub const BASELINE_VERSION: u32 = 1;
@@ -148,6 +149,14 @@ pub enum BaselineError {
         /// The fields, with both values.
         fields: String,
     },
+    /// A part of a run: what the other shards measured would look as if it had been removed.
+    #[error("adding run `{run}` to the baseline: it is shard {shard} of a run; join the shards with `attnbench merge`")]
+    Shard {
+        /// The run.
+        run: String,
+        /// Which part.
+        shard: Shard,
+    },
     /// The same run twice would count one session as two.
     #[error("adding run `{run}` to the baseline: it is already there")]
     Duplicate {
@@ -208,9 +217,12 @@ impl Baseline {
     /// The same baseline with one more run.
     ///
     /// # Errors
-    /// The run is of another suite or another fingerprint, or it is already there.
+    /// The run is of another suite or another fingerprint, a shard, or already there.
     pub fn with_session(mut self, record: &Record) -> Result<Baseline, BaselineError> {
         let run = record.run.id.clone();
+        if let Some(shard) = record.run.shard {
+            return Err(BaselineError::Shard { run, shard });
+        }
         if record.run.suite != self.suite {
             return Err(BaselineError::OtherSuite { run, suite: self.suite, other: record.run.suite.clone() });
         }

@@ -10,3 +10,4 @@ pub mod gates;
 pub mod import;
 mod parquet;
 pub mod point;
+pub mod search;

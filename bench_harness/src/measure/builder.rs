@@ -118,7 +118,8 @@ impl RecordBuilder {
     }
 }
 
-fn unreached(planned: &PlannedCase) -> CaseResult {
+/// The row of a case that nobody has measured yet.
+pub(super) fn unreached(planned: &PlannedCase) -> CaseResult {
     let problem = &planned.case.problem;
     CaseResult {
         key: planned.key(),
@@ -126,6 +127,7 @@ fn unreached(planned: &PlannedCase) -> CaseResult {
         settings: planned.settings.clone(),
         disposition: Disposition::Skipped,
         reason: Some("not reached".to_owned()),
+        shard: None,
         lengths_q: problem.seqlen_q.is_ragged().then(|| problem.lengths_q()),
         lengths_kv: problem.seqlen_kv.is_ragged().then(|| problem.lengths_kv()),
         work: Work::of(problem),

@@ -31,12 +31,15 @@ pub struct Header {
     pub suite: String,
     /// blake3 over the suite's hash, the seed and every planned case with its settings.
     pub plan_hash: String,
+    /// Turns of cases that are planned, over all rounds, for whoever watches; not known of a gate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns_planned: Option<u64>,
 }
 
 impl Header {
     /// The header of a new run.
     pub fn new(run_id: String, started_at: String, suite: String, plan_hash: String) -> Self {
-        Header { journal_version: JOURNAL_VERSION, run_id, started_at, suite, plan_hash }
+        Header { journal_version: JOURNAL_VERSION, run_id, started_at, suite, plan_hash, turns_planned: None }
     }
 }
 

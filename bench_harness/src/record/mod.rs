@@ -6,6 +6,7 @@
 pub mod environment;
 pub mod file;
 pub mod launch;
+pub mod merge;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod schema;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::CaseKey;
 use crate::suite::MeasureSettings;
+use crate::suite::shard::Shard;
 
 /// The major version of the record format. Readers refuse a larger one and ignore fields that they do not know.
 pub const RECORD_VERSION: u32 = 1;
@@ -78,8 +80,11 @@ pub struct RunInfo {
     pub complete: bool,
     /// Whether another attnbench measured on the same device at the same time.
     pub device_shared: bool,
-    /// Where the time went.
+    /// Where the time went; of a record that was merged from shards, the sum over them.
     pub time: TimeSpent,
+    /// Which part of a run on several machines this is; none of a whole one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
 }
 
 /// Where a run's wall-clock time went, in nanoseconds. Overhead is what is left of `total_ns` after all other parts.
@@ -181,6 +186,9 @@ pub struct CaseResult {
     pub disposition: Disposition,
     /// Why, unless it was simply measured.
     pub reason: Option<String>,
+    /// The shard that measures it, from 1, where several do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<u32>,
     /// Queries of each sequence, where the batch is ragged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lengths_q: Option<Vec<usize>>,

@@ -87,7 +87,7 @@ fn fit(matrix: String, family: String, mut points: Vec<Point>) -> Option<Scaling
 }
 
 /// A case's id without its lengths, mode and threads included, and its number of keys. None where lengths are ragged.
-fn family(key: &CaseKey) -> Option<(String, usize)> {
+pub(super) fn family(key: &CaseKey) -> Option<(String, usize)> {
     let case = Case::from_str(&key.case_id).ok()?;
     let Lengths::Same(length) = case.problem.seqlen_kv else { return None };
     let is_length = |part: &&str| {

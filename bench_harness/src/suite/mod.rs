@@ -13,7 +13,10 @@ mod files;
 mod filter;
 pub mod presets;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod settings;
+pub mod shard;
 mod support;
 #[cfg(test)]
 mod tests;

@@ -147,6 +147,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
             complete: false,
             device_shared,
             time: TimeSpent::default(),
+            shard: None,
         };
         builder.finish(info, fingerprint.clone(), provenance.clone(), Some(git_state(builds.sources(), snapshot)))
     });

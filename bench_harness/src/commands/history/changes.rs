@@ -4,19 +4,17 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use rayon::prelude::*;
-use serde::Serialize;
 
 use super::{Select, view};
 use crate::commands::{Exit, terminal};
-use crate::history::changes::{Change, Observation, Query, SeriesChanges, find};
+use crate::history::changes::{Observation, Query, find};
 use crate::history::csv::{self, Columns};
 use crate::history::point::SeriesKey;
+use crate::history::search::{FoundSeries, search};
 use crate::metric::Better;
 use crate::report::history;
-use crate::report::html::Series;
 use crate::stats::change_point::Settings;
-use crate::store::history::{Acceptance, HistoryStore, SeriesSummary, StoredPoint};
+use crate::store::history::{Acceptance, HistoryStore};
 use crate::suite::CaseGlob;
 
 /// What is shown, and how.
@@ -55,64 +53,13 @@ pub(super) fn of_csv(path: &Path, columns: &Columns, better: Better, show: Show)
     Ok(show.exit(found.open_regression.is_some()))
 }
 
-/// A series with its changes, as JSON.
-#[derive(Serialize)]
-struct OfSeries<'a> {
-    #[serde(flatten)]
-    key: &'a SeriesKey,
-    points: usize,
-    #[serde(flatten)]
-    found: &'a SeriesChanges,
-}
-
-/// Series of a store with their changes.
-pub(crate) fn found(
-    store: &mut dyn HistoryStore,
-    selected: Vec<SeriesSummary>,
-    provisional: bool,
-) -> anyhow::Result<Vec<Series>> {
-    let acceptances = acceptances(store)?;
-    let mut series: Vec<(SeriesSummary, Vec<StoredPoint>)> = Vec::new();
-    for summary in selected {
-        let points = store.points(&summary.key)?;
-        series.push((summary, points));
-    }
-    let of_series = |(summary, points): (SeriesSummary, Vec<StoredPoint>)| {
-        let observations: Vec<Observation> = points
-            .iter()
-            .map(|point| Observation {
-                value: Some(point.value),
-                time: Some(point.time.clone()),
-                commit: point.commit.clone(),
-            })
-            .collect();
-        let query = Query {
-            better: summary.better,
-            provisional,
-            settings: Settings::default(),
-            is_accepted: &|change| is_accepted(&acceptances, &summary.key, change, &observations),
-        };
-        let found = find(&observations, &query);
-        Series { summary, points, found }
-    };
-    Ok(series.into_par_iter().map(of_series).collect())
-}
-
 /// The changes of the series of a store.
 pub(super) fn of_store(store: &mut dyn HistoryStore, select: &Select, show: Show) -> anyhow::Result<Exit> {
     let selected = view::selected(store, select)?;
-    let all = found(store, selected, show.provisional)?;
-    let changed: Vec<&Series> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
+    let all = search(store, selected, show.provisional)?;
+    let changed: Vec<&FoundSeries> = all.iter().filter(|series| !series.found.changes.is_empty()).collect();
     let open = all.iter().filter(|series| series.found.open_regression.is_some()).count();
     if show.json {
-        let as_json = |series: &&Series| {
-            serde_json::to_value(OfSeries {
-                key: &series.summary.key,
-                points: series.points.len(),
-                found: &series.found,
-            })
-        };
-        let changed = changed.iter().map(as_json).collect::<Result<Vec<_>, _>>()?;
         terminal::print_json(&serde_json::json!({ "series_searched": all.len(), "series": changed }))?;
         return Ok(show.exit(open > 0));
     }
@@ -127,36 +74,6 @@ pub(super) fn of_store(store: &mut dyn HistoryStore, select: &Select, show: Show
         ))?;
     }
     Ok(show.exit(open > 0))
-}
-
-fn acceptances(store: &mut dyn HistoryStore) -> anyhow::Result<Vec<(CaseGlob, Acceptance)>> {
-    let globbed = store
-        .acceptances()?
-        .into_iter()
-        .map(|acceptance| CaseGlob::parse(&acceptance.case).map(|glob| (glob, acceptance)).map_err(anyhow::Error::msg));
-    globbed.collect()
-}
-
-/// Whether somebody accepted a change of this series: its metric and case, a commit of its range, and no more than that.
-fn is_accepted(
-    acceptances: &[(CaseGlob, Acceptance)],
-    key: &SeriesKey,
-    change: &Change,
-    observations: &[Observation],
-) -> bool {
-    let id = key.case.split(' ').next().unwrap_or_default();
-    let in_range = |start: &str| {
-        observations[change.index_low..=change.index_high]
-            .iter()
-            .filter_map(|observation| observation.commit.as_deref())
-            .any(|commit| commit.starts_with(start))
-    };
-    acceptances.iter().any(|(glob, acceptance)| {
-        acceptance.metric == key.metric
-            && (glob.matches(&key.case) || glob.matches(id))
-            && change.size.abs() <= acceptance.at_most
-            && in_range(&acceptance.commit)
-    })
 }
 
 pub(super) fn accept(

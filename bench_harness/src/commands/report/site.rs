@@ -8,13 +8,14 @@ use anyhow::{Context, bail};
 use super::Args;
 use super::input::{is_gate, load_gate};
 use crate::commands::compare::{load_policy, load_record, prices, side};
-use crate::commands::history::{changes, existing};
+use crate::commands::history::existing;
 use crate::commands::terminal;
 use crate::compare::devices::{DeviceComparison, compare_devices};
 use crate::files::write_atomically;
 use crate::gate::outcome::{GateReport, judge};
+use crate::history::search::{FoundSeries, search};
 use crate::record::Record;
-use crate::report::html::{DATA_FILE, ROUNDS_FOLDER, Series, Site, files};
+use crate::report::html::{DATA_FILE, ROUNDS_FOLDER, Site, files};
 
 /// Where the pages go unless somebody says so.
 const DEFAULT_FOLDER: &str = "report";
@@ -107,9 +108,9 @@ fn devices(args: &Args, runs: &[Record]) -> anyhow::Result<Option<DeviceComparis
 }
 
 /// The history's series, where one is named.
-fn history(args: &Args) -> anyhow::Result<Vec<Series>> {
+fn history(args: &Args) -> anyhow::Result<Vec<FoundSeries>> {
     let Some(place) = &args.store else { return Ok(Vec::new()) };
     let mut store = existing(place)?;
     let selected = store.series()?;
-    changes::found(store.as_mut(), selected, true)
+    Ok(search(store.as_mut(), selected, true)?)
 }

@@ -23,10 +23,12 @@ use crate::history::point::of_record;
 use crate::measure::builder::RecordBuilder;
 use crate::measure::journal::{Header, Journal};
 use crate::measure::run::{RunContext, run as measure};
+use crate::measure::shard::{Sharding, known_latencies};
 use crate::record::environment::{self, fingerprint, provenance};
-use crate::record::{Record, RunInfo, TimeSpent, file};
+use crate::record::{CaseResult, Record, RunInfo, TimeSpent, file};
 use crate::report;
 use crate::store::history;
+use crate::suite::shard::{KnownLatencies, Shard};
 use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
@@ -98,6 +100,14 @@ pub struct Args {
     #[arg(long, value_name = "JOURNAL", conflicts_with = "dry_run")]
     resume: Option<PathBuf>,
 
+    /// Measure one part of the plan: the I-th of N that take about the same time, from 1; `attnbench merge` joins them
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+
+    /// Earlier record of the suite, from whose times the shards are made instead of from the work; the same for all
+    #[arg(long, value_name = "RECORD", requires = "shard")]
+    shard_times: Option<PathBuf>,
+
     /// Keep the results in this history too: a file, or a server as postgresql://USER@HOST/DATABASE
     #[arg(long, value_name = "PATH|URL")]
     store: Option<String>,
@@ -109,6 +119,10 @@ pub struct Args {
     /// Print the record as JSON instead of a table
     #[arg(long)]
     json: bool,
+
+    /// The run's id, where it is not to be made of the time and random bits: a nightly run has one a commit and day.
+    #[arg(skip)]
+    pub(super) id: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -120,29 +134,39 @@ Examples:
   attnbench run prefill --device cuda:0 --dtype bf16
   attnbench run --kernel-source my.cu --kernel-manifest my.toml
   attnbench run ci --store results/history.db
+  attnbench run prefill --shard 2/4 --out 2.json
   attnbench run peers --provider torch --provider onnxruntime --provider jax --provider ggml
   attnbench run ci --resume results/ci-20260102T030405Z.json.journal";
 
 /// Measures, saves and prints.
 pub fn run(args: Args) -> anyhow::Result<Exit> {
-    let suite = planned_suite(&args)?;
     if args.dry_run {
+        let mut suite = planned_suite(&args)?;
+        sharding(&mut suite, &args)?;
         return super::suites::print_plan(&suite, args.json);
     }
     if let Some(store) = &args.store {
         // A store that cannot take the results is found before there are any.
         history::open(store)?;
     }
-    let (record, saved) = measure_suite(&suite, &args)?;
+    let (record, saved) = measured(&args)?;
     let is_kept = args.store.as_deref().is_none_or(|store| keep(store, &record, &saved.path));
     if args.json {
         terminal::print(&report::json::reviewable(&record)?)?;
     } else {
-        let cases: Vec<_> = record.cases.iter().collect();
+        let is_own = |case: &&CaseResult| args.shard.is_none_or(|own| case.shard == Some(own.index));
+        let cases: Vec<_> = record.cases.iter().filter(is_own).collect();
         terminal::print(report::table::record_table(&record, &cases, terminal::style()).trim_end())?;
         eprintln!("\nrecord: {}", saved.path.display());
     }
     Ok(exit_of(&record).and(if saved.is_as_asked && is_kept { Exit::Pass } else { Exit::Failed }))
+}
+
+/// Measures what the arguments ask for, and saves the record.
+pub(super) fn measured(args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
+    let mut suite = planned_suite(args)?;
+    let sharding = sharding(&mut suite, args)?;
+    measure_suite(&suite, sharding, args)
 }
 
 /// Keeps a record's results in a history. The record itself is safe already: a failure is told and loses nothing.
@@ -156,7 +180,7 @@ fn keep(store: &str, record: &Record, path: &Path) -> bool {
 }
 
 /// Failures are told apart from a clean run; the gate does the rest.
-fn exit_of(record: &Record) -> Exit {
+pub(super) fn exit_of(record: &Record) -> Exit {
     let failed = record.cases.iter().any(|case| case.disposition.is_failure());
     if failed || !record.run.complete { Exit::Failed } else { Exit::Pass }
 }
@@ -213,10 +237,26 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
     Ok(suite)
 }
 
+/// Leaves the shard that was asked for in the suite.
+fn sharding(suite: &mut Suite, args: &Args) -> anyhow::Result<Option<Sharding>> {
+    let Some(shard) = args.shard else { return Ok(None) };
+    let known = match &args.shard_times {
+        Some(path) => known_latencies(&file::load(path)?),
+        None => KnownLatencies::new(),
+    };
+    let sharding = Sharding::of(suite, shard, &known);
+    if suite.cases.is_empty() {
+        eprintln!("warning: shard {shard} has no case: there are more shards than cases");
+    }
+    Ok(Some(sharding))
+}
+
 /// Measures a checked suite and returns its record and where it was saved.
-fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
+fn measure_suite(suite: &Suite, sharding: Option<Sharding>, args: &Args) -> anyhow::Result<(Record, SavedRecord)> {
     let started = jiff::Timestamp::now();
-    let mut header = Header::new(run_id(started), format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
+    let id = args.id.clone().unwrap_or_else(|| run_id(started));
+    let mut header = Header::new(id, format!("{started:.0}"), suite.name.clone(), plan_hash(suite));
+    header.turns_planned = Some(suite.cases.iter().map(|case| u64::from(case.settings.rounds)).sum());
     let path = record_path(suite, args, started)?;
     // Everything that can be refused is, before there is a journal that only a deletion gets out of the way.
     let scratch = tempfile::Builder::new().prefix("attnbench-").tempdir().context("making a private scratch folder")?;
@@ -276,6 +316,7 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
         complete: false,
         device_shared,
         time: TimeSpent::default(),
+        shard: None,
     };
     let git = vcs::repository_state(Path::new("."))
         .map_err(|error| eprintln!("warning: the record has no git state: {error}"))
@@ -286,7 +327,10 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
     if let Some(hello) = &gpus.hello {
         environment::add_gpu(hello, &*telemetry, &mut fingerprint, &mut provenance);
     }
-    let record = builder.finish(info, fingerprint, provenance, git);
+    let mut record = builder.finish(info, fingerprint, provenance, git);
+    if let Some(sharding) = sharding {
+        sharding.complete(&mut record);
+    }
     let saved = save(&path, &record, journal)?;
     // The record is safe: only now may the journal's own failure end the command.
     outcome?;
@@ -298,10 +342,10 @@ fn measure_suite(suite: &Suite, args: &Args) -> anyhow::Result<(Record, SavedRec
 }
 
 /// Where a record went.
-struct SavedRecord {
-    path: PathBuf,
+pub(super) struct SavedRecord {
+    pub(super) path: PathBuf,
     /// Whether that is the place that was asked for.
-    is_as_asked: bool,
+    pub(super) is_as_asked: bool,
 }
 
 /// Saves the record; the journal goes only when the record is whole and where it was asked for.

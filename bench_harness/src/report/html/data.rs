@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{CASES_A_FILE, Series, Site};
+use super::{CASES_A_FILE, Site};
+use crate::history::search::FoundSeries;
 use crate::case::Case;
 use crate::compare::devices::DeviceComparison;
 use crate::gate::outcome::GateReport;
@@ -198,10 +199,10 @@ pub(super) struct SeriesData<'a> {
 }
 
 /// The series of the history's page.
-pub(super) fn history(series: &[Series]) -> Vec<SeriesData<'_>> {
+pub(super) fn history(series: &[FoundSeries]) -> Vec<SeriesData<'_>> {
     series
         .iter()
-        .map(|Series { summary, points, found }| SeriesData {
+        .map(|FoundSeries { summary, points, found }| SeriesData {
             key: &summary.key,
             better: summary.better,
             times: points.iter().map(|point| point.time.as_str()).collect(),

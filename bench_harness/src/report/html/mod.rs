@@ -11,9 +11,8 @@ use std::borrow::Cow;
 use super::json;
 use crate::compare::devices::DeviceComparison;
 use crate::gate::outcome::GateReport;
-use crate::history::changes::SeriesChanges;
+use crate::history::search::FoundSeries;
 use crate::record::Record;
-use crate::store::history::{SeriesSummary, StoredPoint};
 
 /// Cases whose rounds share a file.
 const CASES_A_FILE: usize = 32;
@@ -33,17 +32,7 @@ pub struct Site<'a> {
     /// Several devices.
     pub devices: Option<&'a DeviceComparison>,
     /// Series over time.
-    pub history: &'a [Series],
-}
-
-/// A series over time, and what was found in it.
-pub struct Series {
-    /// Which one.
-    pub summary: SeriesSummary,
-    /// Its values, in the order of time.
-    pub points: Vec<StoredPoint>,
-    /// Its changes.
-    pub found: SeriesChanges,
+    pub history: &'a [FoundSeries],
 }
 
 /// A file of the report.

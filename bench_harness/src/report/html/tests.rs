@@ -13,6 +13,7 @@ use crate::history::changes::SeriesChanges;
 use crate::history::point::SeriesKey;
 use crate::metric::Better;
 use crate::record::sample;
+use crate::store::history::{SeriesSummary, StoredPoint};
 
 const HOSTILE: &str = "</script><script>alert(1)</script>\"a\",'b'`${1}`\\\u{2028}\n<!--";
 
@@ -46,7 +47,7 @@ fn hostile_files() -> Vec<SiteFile> {
         low: None,
         high: None,
     };
-    let history = [Series {
+    let history = [FoundSeries {
         summary: SeriesSummary { key, better: Better::Lower, points: 1 },
         points: vec![point],
         found: SeriesChanges { changes: Vec::new(), normal: None, latest: None, open_regression: None },
