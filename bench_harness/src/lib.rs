@@ -16,6 +16,7 @@ pub mod eval;
 pub mod files;
 pub mod gate;
 pub mod history;
+pub mod kv;
 pub mod measure;
 pub mod metric;
 pub mod record;

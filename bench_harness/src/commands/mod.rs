@@ -11,6 +11,7 @@ pub mod eval;
 pub mod gate;
 pub mod history;
 pub mod kernels;
+pub mod kv;
 pub mod ratios;
 pub mod run;
 pub mod scaling;
@@ -47,6 +48,7 @@ pub enum Command {
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
+    Kv(kv::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
     Devices(devices::Args),
@@ -72,6 +74,7 @@ impl Command {
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Kv(args) => kv::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),
             Command::Devices(args) => devices::run(args),

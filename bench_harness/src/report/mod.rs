@@ -9,6 +9,7 @@ pub mod comparison;
 pub mod devices;
 pub mod history;
 pub mod json;
+pub mod kv;
 pub mod listing;
 pub mod ratios;
 pub mod samples;
