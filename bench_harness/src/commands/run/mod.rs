@@ -29,7 +29,7 @@ use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
 /// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Suite file, or the name of one in `suites/`
@@ -202,6 +202,18 @@ fn planned_suite(args: &Args) -> anyhow::Result<Suite> {
     let mut seen = std::collections::BTreeSet::new();
     suite.cases.retain(|case| seen.insert(case.key()));
     Ok(suite)
+}
+
+/// Measures a suite that another command made, and says where the record is.
+pub(super) fn measure_made(
+    mut suite: Suite,
+    device: Option<Selection>,
+    out: Option<PathBuf>,
+) -> anyhow::Result<(Record, PathBuf)> {
+    let args = Args { device, out, ..Args::default() };
+    devices::retarget(&mut suite, &args)?;
+    let (record, saved) = measure_suite(&suite, &args)?;
+    Ok((record, saved.path))
 }
 
 /// Measures a checked suite and returns its record and where it was saved.
