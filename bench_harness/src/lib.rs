@@ -8,6 +8,7 @@
 pub mod bisect;
 pub mod build;
 pub mod case;
+pub mod claims;
 pub mod clock;
 pub mod commands;
 pub mod compare;

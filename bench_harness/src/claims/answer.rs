@@ -90,7 +90,9 @@ pub struct MeasuredFigure {
 pub fn answer(claim: &Claim, evidence: &Evidence<'_>, cpu_model: Option<&str>) -> Answer {
     let refusal = claim.needs.as_ref().and_then(|needs| needs.refusal(evidence.gpu_model(), cpu_model));
     let findings: Vec<Finding> = match &refusal {
-        Some(_) => claim.expectations.iter().map(|expected| expected.finding(Verdict::NotMeasurableHere, None)).collect(),
+        Some(_) => {
+            claim.expectations.iter().map(|expected| expected.finding(Verdict::NotMeasurableHere, None)).collect()
+        }
         None => claim.expectations.iter().map(|expected| judge(claim, expected, evidence)).collect(),
     };
     let verdict = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::NotMeasurableHere);
@@ -143,8 +145,7 @@ fn judge(claim: &Claim, expected: &Expectation, evidence: &Evidence<'_>) -> Find
             let verdict = verdict.unwrap_or(Verdict::NotMeasurableHere);
             let straddles = "an interval straddles a bound: more --rounds or a quieter machine would tell".to_owned();
             let reason = (verdict == Verdict::Inconclusive).then_some(straddles);
-            let figures =
-                figures.into_iter().map(|Figure { of, estimate }| MeasuredFigure { of, estimate }).collect();
+            let figures = figures.into_iter().map(|Figure { of, estimate }| MeasuredFigure { of, estimate }).collect();
             Finding { figures, ..expected.finding(verdict, reason) }
         }
     }

@@ -72,7 +72,9 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../suites/claims");
         let mut files: Vec<String> = std::fs::read_dir(folder)
             .unwrap()
-            .filter_map(|entry| entry.unwrap().file_name().to_str().and_then(|name| name.strip_suffix(".toml")).map(str::to_owned))
+            .filter_map(|entry| {
+                entry.unwrap().file_name().to_str().and_then(|name| name.strip_suffix(".toml")).map(str::to_owned)
+            })
             .collect();
         files.sort();
         let mut table: Vec<&str> = CLAIMS.iter().map(|(name, _)| *name).collect();

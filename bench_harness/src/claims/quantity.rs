@@ -96,16 +96,16 @@ impl Quantity {
                 return match evidence.instructions.get(&id) {
                     Some(Ok(count)) => Ok(Seen::Exact(*count as f64)),
                     Some(Err(reason)) => Err(reason.clone()),
-                    None => Err("no instructions were counted; `attnbench claims` counts them where valgrind is".into()),
+                    None => {
+                        Err("no instructions were counted; `attnbench claims` counts them where valgrind is".into())
+                    }
                 };
             }
             _ => {}
         }
         let record = evidence.record.ok_or("nothing was measured")?;
         // On a GPU the same case comes from provider `cuda`.
-        let is_it = |case: &&CaseResult| {
-            same_case(&case.key.case_id, &id) && case.key.mode == planned.settings.mode
-        };
+        let is_it = |case: &&CaseResult| same_case(&case.key.case_id, &id) && case.key.mode == planned.settings.mode;
         let case = record.cases.iter().find(is_it).ok_or_else(|| format!("the record has no case `{id}`"))?;
         self.seen(case, record).ok_or_else(|| {
             let reason = case.reason.clone().unwrap_or_else(|| "the record does not hold this figure".to_owned());

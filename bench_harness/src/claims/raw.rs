@@ -113,9 +113,9 @@ impl Claim {
         let raw: RawFile = toml::from_str(text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
         let suite = match raw.matrix {
             None => None,
-            Some(_) => Some(
-                Suite::parse_within(name, file, bytes, environment, &["claim"]).map_err(|e| fail(e.to_string()))?,
-            ),
+            Some(_) => {
+                Some(Suite::parse_within(name, file, bytes, environment, &["claim"]).map_err(|e| fail(e.to_string()))?)
+            }
         };
         if raw.claim.expect.is_empty() {
             return Err(fail("it expects nothing; add a `[[claim.expect]]`".to_owned()));
@@ -145,9 +145,10 @@ impl RawExpectation {
         let (at_least, at_most) = self.bounds()?;
         let relation = self.relation()?;
         if let Relation::Ratio { of, over, .. } = &relation
-            && cases(suite, of).count() != cases(suite, over).count()
+            && ![1, cases(suite, of).count()].contains(&cases(suite, over).count())
         {
-            return Err("a ratio needs as many cases in `of` as in `over`; they are taken in order".to_owned());
+            let message = "a ratio needs as many cases in `over` as in `of`, taken in order, or one for all of them";
+            return Err(message.to_owned());
         }
         if let Relation::Exponent { axis, of, .. } = &relation {
             let places: Option<Vec<f64>> = cases(suite, of).map(|case| axis.of(&case.case)).collect();
@@ -177,7 +178,9 @@ impl RawExpectation {
                 (least.unwrap_or(f64::NEG_INFINITY), most.unwrap_or(f64::INFINITY))
             }
             _ => {
-                return Err("say `about` with a relative `tolerance` from 0 to 1, or `at_least` and `at_most`".to_owned());
+                return Err(
+                    "say `about` with a relative `tolerance` from 0 to 1, or `at_least` and `at_most`".to_owned()
+                );
             }
         };
         if bounds.0.is_nan() || bounds.1.is_nan() || bounds.0 > bounds.1 {

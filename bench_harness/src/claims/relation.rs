@@ -16,7 +16,7 @@ use crate::suite::{PlannedCase, Suite};
 /// What is computed.
 #[derive(Clone, Debug)]
 pub enum Relation {
-    /// A quantity of each case of some matrices over that of the case in the same place of others.
+    /// A quantity of each case of some matrices over that of the case in the same place of others, or of their only one.
     Ratio {
         /// The quantity.
         quantity: Quantity,
@@ -92,16 +92,17 @@ impl Relation {
                 })
                 .collect(),
             Relation::Ratio { quantity, of, over } => cases(suite, of)
-                .zip(cases(suite, over))
-                .map(|(above, below)| {
+                .enumerate()
+                .map(|(index, above)| {
+                    let below = cases(suite, over).nth(index).or_else(|| cases(suite, over).last());
+                    let below = below.ok_or("a ratio has nothing to divide by")?;
                     let (a, b) = (quantity.of(above, evidence)?, quantity.of(below, evidence)?);
                     figure(vec![above.case.id(), below.case.id()], &[&a, &b], |values| Some(values[0] / values[1]))
                 })
                 .collect(),
             Relation::Exponent { quantity, axis, of } => {
                 let cases: Vec<&PlannedCase> = cases(suite, of).collect();
-                let seen: Vec<Seen> =
-                    cases.iter().map(|case| quantity.of(case, evidence)).collect::<Result<_, _>>()?;
+                let seen: Vec<Seen> = cases.iter().map(|case| quantity.of(case, evidence)).collect::<Result<_, _>>()?;
                 let places: Vec<f64> = cases.iter().filter_map(|case| axis.of(&case.case)).collect();
                 let law = |values: &[f64]| {
                     let points: Vec<(f64, f64)> = places.iter().copied().zip(values.iter().copied()).collect();

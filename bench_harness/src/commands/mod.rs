@@ -4,6 +4,7 @@ pub mod accept;
 pub mod baseline;
 pub mod bisect;
 pub mod calibrate;
+pub mod claims;
 pub mod compare;
 pub mod completions;
 pub mod devices;
@@ -48,6 +49,7 @@ pub enum Command {
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
+    Claims(claims::Args),
     Kv(kv::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
@@ -74,6 +76,7 @@ impl Command {
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Claims(args) => claims::run(args),
             Command::Kv(args) => kv::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),

@@ -5,6 +5,7 @@
 pub mod baselines;
 pub mod calibration;
 pub mod case_names;
+pub mod claims;
 pub mod comparison;
 pub mod devices;
 pub mod history;

@@ -209,8 +209,9 @@ pub(super) fn measure_made(
     mut suite: Suite,
     device: Option<Selection>,
     out: Option<PathBuf>,
+    quiet: bool,
 ) -> anyhow::Result<(Record, PathBuf)> {
-    let args = Args { device, out, ..Args::default() };
+    let args = Args { device, out, json: quiet, ..Args::default() };
     devices::retarget(&mut suite, &args)?;
     let (record, saved) = measure_suite(&suite, &args)?;
     Ok((record, saved.path))
