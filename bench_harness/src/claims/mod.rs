@@ -13,7 +13,8 @@ pub mod relation;
 
 use std::collections::BTreeMap;
 
-use crate::record::Record;
+use crate::record::{ControlKind, Record};
+use crate::stats::quantile::{median, quantile};
 use crate::suite::Suite;
 use relation::Relation;
 
@@ -78,9 +79,31 @@ pub struct Evidence<'a> {
     pub record: Option<&'a Record>,
     /// Instructions of one call by case id, or why they were not counted.
     pub instructions: BTreeMap<String, Result<u64, String>>,
+    /// By what factor times may be off: see [`disturbance`].
+    pub disturbance: f64,
 }
 
-impl Evidence<'_> {
+/// By what factor the machine itself differed from moment to moment: the 90th over the 10th percentile of the samples of
+/// controls, each over its control's median; 1 without controls. What others do on a machine slows long calls down more
+/// than short ones and in every round alike, which no interval over rounds shows; so each interval is widened by this.
+pub fn disturbance(record: &Record) -> f64 {
+    let mut samples = Vec::new();
+    for control in &record.controls {
+        let own: Vec<f64> = control.rounds.iter().flatten().copied().filter(|&ns| ns > 0.0).collect();
+        if let (ControlKind::Read | ControlKind::Fma, Some(middle)) = (control.kind, median(&own)) {
+            samples.extend(own.iter().map(|ns| ns / middle));
+        }
+    }
+    let ends = quantile(&samples, 0.9).zip(quantile(&samples, 0.1));
+    ends.map_or(1.0, |(high, low)| (high / low).max(1.0))
+}
+
+impl<'a> Evidence<'a> {
+    /// What a record and counts tell.
+    pub fn new(record: Option<&'a Record>, instructions: BTreeMap<String, Result<u64, String>>) -> Evidence<'a> {
+        Evidence { record, instructions, disturbance: record.map_or(1.0, disturbance) }
+    }
+
     /// The record's GPU.
     pub fn gpu_model(&self) -> Option<&str> {
         self.record?.fingerprint.get("gpu_model").map(String::as_str)

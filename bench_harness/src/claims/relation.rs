@@ -75,8 +75,26 @@ pub struct Figure {
 }
 
 impl Relation {
-    /// The figures, each of which is claimed about; the error says why there are none here.
+    /// The figures, each of which is claimed about; the error says why there are none here. Intervals of what is timed are
+    /// widened by what disturbed the machine.
     pub fn figures(&self, suite: Option<&Suite>, evidence: &Evidence<'_>) -> Result<Vec<Figure>, String> {
+        let mut figures = self.undisturbed(suite, evidence)?;
+        let factor = if self.quantity().is_some_and(Quantity::is_timed) { evidence.disturbance } else { 1.0 };
+        for Figure { estimate, .. } in &mut figures {
+            match self {
+                Relation::Exponent { axis, of, .. } => {
+                    let places = || cases(suite, of).filter_map(|case| axis.of(&case.case));
+                    let span = places().fold(0.0, f64::max) / places().fold(f64::INFINITY, f64::min);
+                    let wider = factor.ln() / span.ln();
+                    (estimate.low, estimate.high) = (estimate.low - wider, estimate.high + wider);
+                }
+                _ => (estimate.low, estimate.high) = (estimate.low / factor, estimate.high * factor),
+            }
+        }
+        Ok(figures)
+    }
+
+    fn undisturbed(&self, suite: Option<&Suite>, evidence: &Evidence<'_>) -> Result<Vec<Figure>, String> {
         match self {
             Relation::Cache { of, over, is_reduction } => {
                 let bytes = |cache: &Cache| cache.shape.sequence_bytes(cache.element, cache.context);

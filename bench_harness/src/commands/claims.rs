@@ -105,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         (None, None) => counted(&here)?,
         _ => BTreeMap::new(),
     };
-    let evidence = Evidence { record: record.as_ref(), instructions };
+    let evidence = Evidence::new(record.as_ref(), instructions);
     let answers: Vec<Answer> = claims.iter().map(|claim| answer(claim, &evidence, Some(&cpu.model))).collect();
     if let Some(path) = &args.out {
         let json = serde_json::to_string_pretty(&answers).context("writing the answers as JSON")?;
@@ -114,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if args.json {
         terminal::print_json(&answers)?;
     } else {
-        terminal::print(&text(&answers, terminal::style()))?;
+        terminal::print(&text(&answers, evidence.disturbance, terminal::style()))?;
     }
     let is_complete = record.is_none_or(|record| record.run.complete);
     Ok(if is_complete { Exit::Pass } else { Exit::Failed })

@@ -8,13 +8,18 @@ use crate::claims::answer::{Answer, Finding, MeasuredFigure, Verdict};
 const INDENT: usize = 21;
 
 /// Every answer with its figures, and how many were decided.
-pub fn text(answers: &[Answer], style: Style) -> String {
+pub fn text(answers: &[Answer], disturbance: f64, style: Style) -> String {
     let mut lines = Vec::new();
     for answer in answers {
         lines.extend(answer_lines(answer, style));
         lines.push(String::new());
     }
     lines.push(style.bold(&summary(answers)));
+    let factor = units::three_digits(disturbance);
+    let width = style.width.max(40);
+    let noise =
+        format!("The machine's own speed varied by a factor of {factor}; intervals of times are that much wider.");
+    lines.extend(wrap(&noise, width, &[' ']));
     lines.join("\n")
 }
 
@@ -41,9 +46,7 @@ fn answer_lines(answer: &Answer, style: Style) -> Vec<String> {
     let mut lines = vec![format!("{verdict}{}", style.bold(&printable(&answer.name)))];
     lines.extend(indented(&answer.statement, style));
     for finding in &answer.findings {
-        lines.extend(
-            finding.figures.iter().map(|figure| figure_text(finding, figure)).flat_map(|text| indented(&text, style)),
-        );
+        lines.extend(figures_text(finding).iter().flat_map(|text| indented(text, style)));
     }
     let reason = answer.reason.iter().map(|reason| format!("{}: {reason}", answer.verdict.name()));
     lines.extend(reason.flat_map(|reason| indented(&reason, style)));
@@ -57,13 +60,26 @@ fn indented(text: &str, style: Style) -> Vec<String> {
     wrap(&printable(text), width, &[' ', '/']).into_iter().map(|line| format!("{:INDENT$}{line}", "")).collect()
 }
 
-/// `-> 2.03 (1.99 to 2.06), claimed 1.80 to 2.20: exponent of time over length, q512 ...`.
-fn figure_text(finding: &Finding, figure: &MeasuredFigure) -> String {
-    let estimate = &figure.estimate;
-    let interval = if estimate.low == estimate.high {
-        String::new()
-    } else {
-        format!(" ({} to {})", number(estimate.low), number(estimate.high))
+/// `-> 2.03 (1.99 to 2.06), claimed 1.80 to 2.20: exponent of time over length`; of several figures the ends.
+fn figures_text(finding: &Finding) -> Option<String> {
+    let by_value = |a: &&MeasuredFigure, b: &&MeasuredFigure| a.estimate.value.total_cmp(&b.estimate.value);
+    let (least, most) = (finding.figures.iter().min_by(by_value)?, finding.figures.iter().max_by(by_value)?);
+    let is_exact = finding.figures.iter().all(|figure| figure.estimate.low == figure.estimate.high);
+    let number = |value: f64| match is_exact && (0.1..1.0).contains(&value.abs()) {
+        // A share may be claimed to a tenth of a per cent.
+        true => format!("{value:.4}"),
+        false => units::three_digits(value),
+    };
+    let shown = |figure: &MeasuredFigure| {
+        let estimate = &figure.estimate;
+        match estimate.low == estimate.high {
+            true => number(estimate.value),
+            false => format!("{} ({} to {})", number(estimate.value), number(estimate.low), number(estimate.high)),
+        }
+    };
+    let figures = match finding.figures.len() {
+        1 => shown(least),
+        count => format!("{count} cases from {} to {}", shown(least), shown(most)),
     };
     let claimed = match (finding.at_least, finding.at_most) {
         (Some(least), Some(most)) if (most - least).abs() <= 1e-9 * most.abs() => number(least),
@@ -72,12 +88,7 @@ fn figure_text(finding: &Finding, figure: &MeasuredFigure) -> String {
         (None, Some(most)) => format!("at most {}", number(most)),
         (None, None) => "nothing".to_owned(),
     };
-    format!("-> {}{interval}, claimed {claimed}: {}", number(estimate.value), finding.says)
-}
-
-/// Three digits; four where a share is claimed to a tenth of a per cent.
-fn number(value: f64) -> String {
-    if (0.1..1.0).contains(&value.abs()) { format!("{value:.4}") } else { units::three_digits(value) }
+    Some(format!("-> {figures}, claimed {claimed}: {}", finding.says))
 }
 
 /// Names, statements and what each claim needs: `attnbench claims --list`.
