@@ -5,6 +5,7 @@
 //! `stats`, `compare` and `report` are pure: no clock, device, network or global state; randomness is seeded and passed
 //! in. ARCHITECTURE.md at the top of the repository draws the map.
 
+pub mod advise;
 pub mod bisect;
 pub mod build;
 pub mod case;

@@ -1,6 +1,7 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod accept;
+pub mod advise;
 pub mod baseline;
 pub mod bisect;
 pub mod calibrate;
@@ -49,6 +50,7 @@ pub enum Command {
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
+    Advise(advise::Args),
     Claims(claims::Args),
     Kv(kv::Args),
     Suites(suites::Args),
@@ -76,6 +78,7 @@ impl Command {
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Advise(args) => advise::run(args),
             Command::Claims(args) => claims::run(args),
             Command::Kv(args) => kv::run(args),
             Command::Suites(args) => suites::run(args),

@@ -12,6 +12,7 @@ pub mod history;
 pub mod json;
 pub mod kv;
 pub mod listing;
+pub mod memo;
 pub mod ratios;
 pub mod samples;
 pub mod scaling;
