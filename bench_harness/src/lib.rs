@@ -5,9 +5,11 @@
 //! `stats`, `compare` and `report` are pure: no clock, device, network or global state; randomness is seeded and passed
 //! in. ARCHITECTURE.md at the top of the repository draws the map.
 
+pub mod advise;
 pub mod bisect;
 pub mod build;
 pub mod case;
+pub mod claims;
 pub mod clock;
 pub mod commands;
 pub mod compare;
@@ -16,6 +18,7 @@ pub mod eval;
 pub mod files;
 pub mod gate;
 pub mod history;
+pub mod kv;
 pub mod measure;
 pub mod metric;
 pub mod record;

@@ -1,9 +1,11 @@
 //! The subcommands, one file each and thin: they parse, call the library and print.
 
 pub mod accept;
+pub mod advise;
 pub mod baseline;
 pub mod bisect;
 pub mod calibrate;
+pub mod claims;
 pub mod compare;
 pub mod completions;
 pub mod devices;
@@ -11,6 +13,7 @@ pub mod eval;
 pub mod gate;
 pub mod history;
 pub mod kernels;
+pub mod kv;
 pub mod merge;
 pub mod nightly;
 pub mod ratios;
@@ -57,6 +60,9 @@ pub enum Command {
     Ratios(ratios::Args),
     Scaling(scaling::Args),
     Eval(eval::Args),
+    Advise(advise::Args),
+    Claims(claims::Args),
+    Kv(kv::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
     Devices(devices::Args),
@@ -88,6 +94,9 @@ impl Command {
             Command::Ratios(args) => ratios::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Advise(args) => advise::run(args),
+            Command::Claims(args) => claims::run(args),
+            Command::Kv(args) => kv::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),
             Command::Devices(args) => devices::run(args),

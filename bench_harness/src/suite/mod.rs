@@ -156,8 +156,22 @@ impl Suite {
 
     /// Checks the bytes of a suite file: `name` becomes the suite's, `file` stands in errors.
     pub fn parse(name: &str, file: &str, bytes: &[u8], environment: &Environment<'_>) -> Result<Suite, SuiteError> {
+        Suite::parse_within(name, file, bytes, environment, &[])
+    }
+
+    /// Checks the suite that a file of another kind holds beside `foreign` keys of its own.
+    pub fn parse_within(
+        name: &str,
+        file: &str,
+        bytes: &[u8],
+        environment: &Environment<'_>,
+        foreign: &[&str],
+    ) -> Result<Suite, SuiteError> {
         let text = files::text(file, bytes)?;
-        let table = toml::de::DeTable::parse(text).map_err(|error| files::syntax_error(file, text, &error))?;
+        let mut table = toml::de::DeTable::parse(text).map_err(|error| files::syntax_error(file, text, &error))?;
+        for &key in foreign {
+            table.get_mut().remove(key);
+        }
         let raw = raw::read(table.get_ref(), environment.kernels).map_err(|fault| fault.place(file, text))?;
         let (matrices, cases) = expand::expand(&raw, environment).map_err(|fault| fault.place(file, text))?;
         Ok(Suite {

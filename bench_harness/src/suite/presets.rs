@@ -122,6 +122,11 @@ impl LayerGroup {
 }
 
 impl Model {
+    /// Parameters that one token visits: all of them, unless experts share the work.
+    pub fn active_parameters(&self) -> u64 {
+        MIXTURES.iter().find(|mixture| mixture.0 == self.name).map_or(self.parameters, |mixture| mixture.1)
+    }
+
     /// All layers.
     pub fn layer_count(&self) -> u32 {
         self.layers.iter().map(|group| group.count).sum()
@@ -342,6 +347,16 @@ pub const MODELS: &[Model] = &[
     },
 ];
 
+/// Models of which a token visits a few experts: name, active parameters and their source.
+const MIXTURES: &[(&str, u64, &str)] = &[
+    ("mixtral-8x7b", 12_900_000_000, "Jiang et al. 2024, section 2"),
+    ("qwen3-30b-a3b", 3_300_000_000, "Qwen3-30B-A3B model card"),
+    ("deepseek-v2", 21_000_000_000, "DeepSeek-AI 2024 (V2), abstract"),
+    ("deepseek-v3", 37_000_000_000, "DeepSeek-AI 2024 (V3), abstract"),
+    ("gpt-oss-20b", 3_610_000_000, "gpt-oss model card, table 1"),
+    ("gpt-oss-120b", 5_130_000_000, "gpt-oss model card, table 1"),
+];
+
 /// 1/sqrt(168).
 const GEMMA_3_27B_SCALE: f64 = 0.077_151_674_981_045_96;
 
@@ -361,6 +376,11 @@ mod tests {
             assert!(model.parameters > 100_000_000 && !model.source.is_empty(), "{}", model.name);
             assert!(model.layers.iter().all(|group| group.count > 0), "{}", model.name);
         }
+        for (name, active, source) in MIXTURES {
+            let model = find(name).expect(name);
+            assert!(*active < model.parameters && model.active_parameters() == *active && !source.is_empty(), "{name}");
+        }
+        assert_eq!(find("llama-3-8b").expect("a preset").active_parameters(), 8_030_261_248);
         assert!((GEMMA_3_27B_SCALE - 168f64.sqrt().recip()).abs() < 1e-17);
     }
 

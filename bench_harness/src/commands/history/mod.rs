@@ -1,6 +1,6 @@
 //! `attnbench history`: results over time, and where they changed.
 
-pub(crate) mod changes;
+mod changes;
 mod gates;
 mod transfer;
 mod view;

@@ -82,7 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     }
     let record = measured.as_ref().map(|measured| &measured.record);
     let machine = record.map(|record| machine_name(&record.fingerprint));
-    let (open, possible) = changes(store.as_mut(), &night.suite, machine.as_deref())?;
+    let (open, possible, history) = changes(store.as_mut(), &night.suite, machine.as_deref())?;
     if !open.is_empty() {
         exit = exit.and(Exit::Regression);
     }
@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         exit_code: exit as u8,
     };
     if let Some(record) = record {
-        told.report = Some(report::write(&night.folder, record, &told)?.display().to_string());
+        told.report = Some(report::write(&night.folder, record, &told, &history)?.display().to_string());
     }
     let text = summary(&told);
     if let Some(path) = &args.summary {
@@ -114,12 +114,12 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// The series of a suite with an open regression, worst first, and how many look as if they had one.
+/// The series of a suite with an open regression, worst first, how many more look as if they had one, and all its series.
 fn changes(
     store: &mut dyn HistoryStore,
     suite: &str,
     machine: Option<&str>,
-) -> anyhow::Result<(Vec<FoundSeries>, usize)> {
+) -> anyhow::Result<(Vec<FoundSeries>, usize, Vec<FoundSeries>)> {
     let mut series = store.series()?;
     series.retain(|summary| summary.key.suite == suite && machine.is_none_or(|machine| summary.key.machine == machine));
     let is_open = |series: &FoundSeries| series.found.open_regression.is_some();
@@ -127,6 +127,7 @@ fn changes(
     open.retain(is_open);
     let size = |series: &FoundSeries| series.found.open_regression.map_or(0.0, f64::abs);
     open.sort_by(|a, b| size(b).total_cmp(&size(a)));
-    let maybe = search(store, series, true)?.iter().filter(|series| is_open(series)).count();
-    Ok((open.clone(), maybe.saturating_sub(open.len())))
+    let all = search(store, series, true)?;
+    let maybe = all.iter().filter(|series| is_open(series)).count().saturating_sub(open.len());
+    Ok((open, maybe, all))
 }

@@ -18,6 +18,7 @@ use crate::store::baseline::DEFAULT_DIRECTORY;
 
 use input::Input;
 pub(crate) use input::load_gate;
+pub(crate) use site::write_pages;
 
 /// Write a report of a run, of a judgement or of both
 #[derive(clap::Args, Debug)]

@@ -28,16 +28,22 @@ pub(super) fn write(args: &Args) -> anyhow::Result<()> {
     let devices = devices(args, &runs)?;
     let history = history(args)?;
     let site = Site { runs: &runs, gate: gate.as_ref(), devices: devices.as_ref(), history: &history };
+    let index = write_pages(&folder, &site)?;
+    terminal::print(&format!("report: {}", index.display()))
+}
+
+/// Writes pages into a folder, and answers the one to open.
+pub(crate) fn write_pages(folder: &Path, site: &Site<'_>) -> anyhow::Result<PathBuf> {
     // Rounds of an older report that had more cases would be left over.
     let rounds = folder.join(ROUNDS_FOLDER);
     if rounds.is_dir() {
         fs::remove_dir_all(&rounds).with_context(|| format!("clearing `{}`", rounds.display()))?;
     }
-    for file in files(&site) {
+    for file in files(site) {
         let path = folder.join(&file.path);
         write_atomically(&path, &file.contents).with_context(|| format!("writing report `{}`", path.display()))?;
     }
-    terminal::print(&format!("report: {}", folder.join("index.html").display()))
+    Ok(folder.join("index.html"))
 }
 
 /// A folder that is no report is not written over.

@@ -33,7 +33,7 @@ use crate::suite::{self, CaseGlob, SUITES_DIR, Suite};
 use crate::vcs::{self, RepositoryState};
 
 /// Measure a suite: verify every case against the f64 oracle, time it in fresh processes, write a record.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Suite file, or the name of one in `suites/`
@@ -249,6 +249,19 @@ fn sharding(suite: &mut Suite, args: &Args) -> anyhow::Result<Option<Sharding>> 
         eprintln!("warning: shard {shard} has no case: there are more shards than cases");
     }
     Ok(Some(sharding))
+}
+
+/// Measures a suite that another command made, and says where the record is.
+pub(super) fn measure_made(
+    mut suite: Suite,
+    device: Option<Selection>,
+    out: Option<PathBuf>,
+    quiet: bool,
+) -> anyhow::Result<(Record, PathBuf)> {
+    let args = Args { device, out, json: quiet, ..Args::default() };
+    devices::retarget(&mut suite, &args)?;
+    let (record, saved) = measure_suite(&suite, None, &args)?;
+    Ok((record, saved.path))
 }
 
 /// Measures a checked suite and returns its record and where it was saved.
