@@ -17,8 +17,11 @@ const COLUMNS: [Column; 4] = [
     ("US dollars for a million calls", |value| Some(units::three_digits(value.usd_per_million_calls?.value))),
 ];
 
+/// A table of means: its heading and the mean that it is of.
+type Mean = (&'static str, fn(&Relative) -> Option<f64>);
+
 /// What is said of a family on each device.
-const MEANS: [(&str, fn(&Relative) -> Option<f64>); 4] = [
+const MEANS: [Mean; 4] = [
     ("speed", |relative| relative.speed),
     ("share of its own limit", |relative| relative.of_limit),
     ("work for each joule", |relative| relative.per_watt),

@@ -18,7 +18,18 @@ fn report() -> &'static Path {
         let place = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
         let suites = concat!(env!("CARGO_MANIFEST_DIR"), "/../suites/ci.toml");
         attnbench(folder.path(), &["run", suites, "--rounds", "2", "--out", "base.json"]);
-        let base = support::record(Path::new(&place("base.json")));
+        let mut base = support::record(Path::new(&place("base.json")));
+        // A verdict takes more rounds than a test has time for: the two that ran stand for six.
+        for case in base["cases"].as_array_mut().expect("cases") {
+            let rounds = case["rounds"].as_array().expect("rounds").clone();
+            let again = rounds.iter().cycle().take(6).enumerate().map(|(at, round)| {
+                let mut round = round.clone();
+                round["round"] = json!(at);
+                round
+            });
+            case["rounds"] = again.collect();
+        }
+        write(&place("base.json"), &base);
 
         // A head that is slower in one kernel and has lost a case.
         let mut head = base.clone();
