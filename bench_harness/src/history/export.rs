@@ -30,14 +30,19 @@ pub fn file(format: Format, series: &[WithPoints]) -> Vec<u8> {
     match format {
         Format::Csv => csv(series),
         Format::Parquet => parquet(series),
-        Format::Bencher => pretty(&bencher(series)),
-        Format::GithubActionSmaller => pretty(&github_action(series, Better::Lower)),
-        Format::GithubActionBigger => pretty(&github_action(series, Better::Higher)),
+        Format::Bencher => bencher_text(series).into_bytes(),
+        Format::GithubActionSmaller => pretty(&github_action(series, Better::Lower)).into_bytes(),
+        Format::GithubActionBigger => pretty(&github_action(series, Better::Higher)).into_bytes(),
     }
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
-    (serde_json::to_string_pretty(value).expect("values serialise") + "\n").into_bytes()
+/// Series in Bencher Metric Format.
+pub fn bencher_text(series: &[WithPoints]) -> String {
+    pretty(&bencher(series))
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("values serialise") + "\n"
 }
 
 /// `lower`, `higher` or `none`.

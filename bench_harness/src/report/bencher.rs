@@ -1,7 +1,7 @@
 //! Bencher Metric Format, by the function that writes whole histories in it.
 
 use super::Subject;
-use crate::history::export::{Format, WithPoints, text as export};
+use crate::history::export::{WithPoints, bencher_text};
 use crate::history::point::{SeriesKey, of_record};
 use crate::metric::{Better, find};
 use crate::record::Record;
@@ -22,7 +22,7 @@ pub fn text(subject: Subject<'_>) -> String {
             compared.filter_map(point).collect()
         }
     };
-    export(Format::Bencher, &series)
+    bencher_text(&series)
 }
 
 fn of_run(record: &Record) -> Vec<WithPoints> {
