@@ -173,8 +173,9 @@ fn what_cannot_be_watched_is_said_on_a_whole_screen() {
         assert!(said.contains(mentions) && !said.contains(LEAVES_SCREEN), "{said}");
     }
     std::fs::remove_file(folder.path().join("rubbish.journal")).expect("removed");
-    let run = running(folder.path());
+    let mut run = running(folder.path());
     let piped = attnbench().current_dir(folder.path()).args(["watch"]).assert().code(2);
     assert!(String::from_utf8_lossy(&piped.get_output().stderr).contains("this needs a terminal"));
     kill(Pid::from_raw(run.id() as i32), Signal::SIGKILL).expect("the run is ours");
+    run.wait().expect("it is dead");
 }

@@ -310,6 +310,7 @@ fn shipped_suites_load_and_their_kernels_support_their_cases() {
         "head_sharing",
         "linear",
         "long_context",
+        "nightly",
         "peers",
         "prefill",
         "quickstart",
