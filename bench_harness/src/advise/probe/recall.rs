@@ -9,7 +9,7 @@ use attn_kernels::problem::Mechanism;
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Limit, Probe, ProbeFinding};
+use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::suite::presets::LayerGroup;
@@ -38,7 +38,7 @@ impl Probe for Recall {
          oracle, best layer kind of the design; chance is 0.004)"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
         let longest = scenario.workloads.iter().map(|workload| workload.context_max).max().unwrap_or(1);
         let dim = scenario.model.head_dim.min(MAX_DIM);
         let mut distances = vec![scenario.needs.local_detail];
@@ -48,7 +48,7 @@ impl Probe for Recall {
         distances
             .into_iter()
             .map(|distance| {
-                let (value, layers) = best(design, distance as usize, longest as usize, dim);
+                let (value, layers) = best(design, distance as usize, longest as usize, dim, notes);
                 ProbeFinding {
                     probe: self.name(),
                     of: format!("recall {distance} tokens back"),
@@ -65,11 +65,12 @@ impl Probe for Recall {
 }
 
 /// The recall of the layers that recall best, and how many layers recall enough.
-fn best(design: &Design, distance: usize, keys: usize, dim: usize) -> (f64, u32) {
+fn best(design: &Design, distance: usize, keys: usize, dim: usize, notes: &mut Notebook) -> (f64, u32) {
     let mut best: f64 = 0.0;
     let mut layers = 0;
     for group in &design.groups {
-        let recalled = recall(group, distance, keys, dim);
+        let name = format!("recall {:?} {:?} {distance} {keys} {dim}", group.mechanism, group.pattern);
+        let recalled = notes.result(name, || recall(group, distance, keys, dim));
         best = best.max(recalled);
         layers += if recalled >= ENOUGH { group.count } else { 0 };
     }
