@@ -170,11 +170,11 @@ fn modification(choice: Choice, candidates: &[Assessment]) -> Option<Reason> {
 }
 
 fn reasons(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
-    let count = scenario.workloads.iter().map(|workload| workload.concurrency).sum();
+    let count: u64 = scenario.workloads.iter().map(|workload| workload.concurrency).sum();
     let planned = own.planned_bytes.unwrap_or(u64::MAX);
     let mut reasons = vec![reason(
         format!(
-            "Memory: {} at the longest context take {} of the {} that weights and reserve leave ({} a token); \
+            "Memory: {} at the longest context: {} of the {} that weights and reserve leave ({} a token); \
              at the middle of the contexts, {}.",
             sequences(count),
             gb(planned),
@@ -215,13 +215,14 @@ fn reasons(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
             .collect();
         reasons.push(reason(
             format!(
-                "{}: the first token of {} new ones is {:.2} s of work and comes after {:.2} s ({} s are allowed), in chunks \
-                 that keep every step within {strictest} ms; then {:.0} tokens a second from {}.",
+                "{}: the first token of {} new ones is {:.2} s of work and comes after {:.2} s ({} s are allowed){}; then {:.0} \
+                 tokens a second from {}.",
                 workload.name,
                 workload.new_tokens,
                 result.first_token.ns() * 1e-9,
                 result.first_token_s,
                 workload.time_to_first_token_s,
+                if count > 1 { format!(", in chunks that keep every step within {strictest} ms") } else { String::new() },
                 result.tokens_per_s,
                 sequences(workload.concurrency)
             ),

@@ -1,10 +1,10 @@
 //! What sharing KV heads takes from the diversity of heads.
 //!
-//! Every query head has keys and values of its own; a shared KV head is their mean, as when a model is converted
-//! (Ainslie et al. 2023, section 2.1). Each query singles out one key of its own head. What a head keeps is how much the
-//! subspace of its outputs with shared keys and values overlaps that of its outputs with its own, as the mean squared cosine of
-//! the principal angles, above what two random subspaces share: 1 where nothing is shared, about one in g where g independent
-//! heads are pooled. Heads of trained models resemble each other, and keep more.
+//! Every query head has keys and values of its own; a shared KV head pools them, as when a model is converted
+//! (Ainslie et al. 2023, section 2.1), and queries learn to single out the same token as before among the pooled keys. What a
+//! head keeps is how much the subspace of its outputs then overlaps that of its outputs with its own keys and values, as the
+//! mean squared cosine of the principal angles, above what two random subspaces share: 1 where nothing is shared, about one in
+//! g where g independent heads are pooled. Heads of trained models resemble each other, and keep more.
 
 use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Phase};
 use attn_kernels::tensor::TensorName;
@@ -68,19 +68,19 @@ fn bases(heads: usize, heads_kv: usize) -> Vec<Vec<Vec<f64>>> {
     let stream = |tensor: u64, head: usize, token: usize| tensor << 40 | (head as u64) << 20 | token as u64;
     let factor = (LOGIT / (DIM as f64 * problem.effective_scale())) as f32;
     let inputs = |name: TensorName, head: usize, token: usize, out: &mut [f32]| {
-        if name == TensorName::Q {
-            // The key that it singles out lies elsewhere for each token and head.
-            let target = (token * 37 + head * 11 + 5) % LENGTH;
-            lab::noise(SEED, stream(4, head, target), out);
-            out.iter_mut().for_each(|x| *x *= factor);
-            return;
-        }
-        let tensor = if name == TensorName::K { 4 } else { 5 };
+        let (tensor, head_kv, token) = match name {
+            // The token that a query singles out lies elsewhere for each token and head.
+            TensorName::Q => (4, head / group, (token * 37 + head * 11 + 5) % LENGTH),
+            TensorName::K => (4, head, token),
+            _ => (5, head, token),
+        };
+        // Pooled, with the size that a head's own have.
+        let size = if name == TensorName::Q { factor } else { 1.0 } / (group as f32).sqrt();
         let mut own = vec![0.0; out.len()];
         out.fill(0.0);
-        for member in head * group..(head + 1) * group {
+        for member in head_kv * group..(head_kv + 1) * group {
             lab::noise(SEED, stream(tensor, member, token), &mut own);
-            out.iter_mut().zip(&own).for_each(|(sum, x)| *sum += x / group as f32);
+            out.iter_mut().zip(&own).for_each(|(sum, x)| *sum += size * x);
         }
     };
     let asked: Vec<_> = (0..heads).flat_map(|head| (0..LENGTH).map(move |token| (0, head, token))).collect();
