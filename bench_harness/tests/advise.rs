@@ -99,9 +99,9 @@ fn stacked_windows_relay_as_far_as_their_sum_and_no_further() {
 #[test]
 fn sharing_heads_never_adds_diversity() {
     let kept = [16, 8, 4, 2, 1].map(|heads_kv| retained(16, heads_kv));
-    assert_eq!(kept[0], 1.0);
-    assert!(kept.is_sorted_by(|a, b| a > b), "{kept:?}");
-    assert_eq!(retained(1, 1), 1.0);
+    assert!((kept[0] - 1.0).abs() < 1e-9, "{kept:?}");
+    assert!(kept.is_sorted_by(|a, b| a > b) && (kept[2] - 0.25).abs() < 0.1, "{kept:?}");
+    assert!((retained(1, 1) - 1.0).abs() < 1e-9);
 }
 
 #[test]

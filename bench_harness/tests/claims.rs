@@ -132,8 +132,8 @@ fn a_disturbed_machine_decides_nothing_near_a_bound() {
     record.controls.retain(|control| control.kind == attnbench::record::ControlKind::Fma);
     assert!(!record.controls.is_empty());
     for (slow, expected) in [(1.0, Verdict::Confirmed), (3.0, Verdict::Inconclusive)] {
-        let samples: Vec<f64> = (0..20).map(|index| if index % 2 == 0 { 100.0 } else { 100.0 * slow }).collect();
-        record.controls[0].rounds = vec![samples];
+        record.controls[0].rounds =
+            (0..20).map(|round| vec![if round % 2 == 0 { 100.0 } else { 100.0 * slow }; 5]).collect();
         let found = answer(&claim, &Evidence::new(Some(&record), BTreeMap::new()), None);
         assert_eq!(found.verdict, expected, "{found:?}");
     }

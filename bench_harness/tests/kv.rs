@@ -201,3 +201,35 @@ proptest! {
         prop_assert!(reserved_bytes(&shape, element, &lengths).unwrap() >= used);
     }
 }
+
+#[test]
+fn the_command_gives_exact_bytes_and_clear_errors() {
+    let attnbench = |args: &[&str]| {
+        let output = assert_cmd::Command::cargo_bin("attnbench").unwrap().args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let shape = "kv --layers 80 --heads-q 64 --heads-kv 8 --head-dim 128 --context 8192 --batch 1 --dtype f16 --json";
+    let (code, stdout, stderr) = attnbench(&shape.split(' ').collect::<Vec<_>>());
+    assert_eq!(code, 0, "{stderr}");
+    let answer: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(answer["batch_bytes"], 2_684_354_560u64);
+    assert_eq!(answer["variants"][1]["sequence_bytes"], 21_474_836_480u64);
+    for (args, expected) in [
+        ("kv --model llama-4-70b", "no model preset `llama-4-70b`; did you mean `llama-3-70b`?"),
+        ("kv --model bert-base", "`bert-base` is an encoder"),
+        ("kv --layers 2", "--heads-q"),
+        ("kv --layers 2 --heads-q 8 --heads-kv 3", "counting a cache:"),
+        ("kv --layers 2 --heads-q 8 --mechanism linformer", "does not decode and keeps no cache"),
+        ("kv --layers 2 --heads-q 8 --pattern window:0", "reading --pattern"),
+        ("kv --model llama-3-70b --memory 80GB", "leave nothing for a cache"),
+        ("kv --model llama-3-8b --memory 80GB --reserve 120%", "reading --reserve"),
+        ("kv --model llama-3-8b --dtype f12", "no storage type `f12`"),
+        ("kv --model llama-3-8b --lengths uniform:9-3", "the smallest length is larger"),
+        ("kv --model llama-3-8b --context 18446744073709551615", "more than 18446744073709551615 bytes"),
+    ] {
+        let (code, _, stderr) = attnbench(&args.split(' ').collect::<Vec<_>>());
+        assert_eq!(code, 2, "{args}: {stderr}");
+        assert!(stderr.contains(expected), "{args}: {stderr}");
+    }
+}

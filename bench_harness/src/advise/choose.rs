@@ -1,20 +1,20 @@
 //! Which design, from what each comes to.
 //!
-//! In this order: it meets every need; it does so with [`HEADROOM`]; it takes the least effort to get (as trained, uptrained,
-//! trained anew), an eight-bit cache counting as effort between two of these; more of its layers see every token; its heads
-//! keep most of their diversity; it keeps the fewest bytes. Nothing is weighed against anything else, so that the reason for
-//! a choice is always one comparison.
+//! In this order: it meets every need; it takes the least training (none, some, anew); it leaves [`HEADROOM`]; it needs no
+//! eight-bit cache; its heads keep at least [`MIN_DIVERSITY`]; it needs the least machinery; more of its layers see every
+//! token; it keeps the fewest bytes. Nothing is weighed against anything else, so that the reason for a choice is always one
+//! comparison.
 
 use std::cmp::Ordering;
 
 use super::assess::Assessment;
-use super::design::Change;
 
 /// How much of every limit a design should leave: what plans get wrong.
 pub const HEADROOM: f64 = 1.2;
 
-/// The least share of MHA's diversity that counts as most of it.
-pub const MOST_DIVERSITY: f64 = 0.9;
+/// The least that sharing KV heads should leave of what independent heads would say: more than eight of them on one KV head
+/// fall below it, and published models that share have up to eight.
+pub const MIN_DIVERSITY: f64 = 0.1;
 
 /// What was chosen, by position among the assessments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Choice {
     pub is_modified: bool,
     /// The best option with another design, if there is one.
     pub runner_up: Option<usize>,
-    /// The option that would keep the fewest bytes, had it not failed a need of quality.
+    /// The best of the options that would keep fewer bytes, had they not failed a need of quality.
     pub tempting: Option<usize>,
 }
 
@@ -39,7 +39,7 @@ pub fn choose(assessments: &[Assessment]) -> Choice {
     let fails_quality = |index: &usize| assessments[*index].failures.iter().any(|failure| failure.is_quality);
     let bytes = |index: &usize| assessments[*index].planned_bytes.unwrap_or(u64::MAX);
     let is_cheaper = |index: &usize| bytes(index) < bytes(&primary);
-    let tempting = order.iter().copied().filter(fails_quality).filter(is_cheaper).min_by_key(bytes);
+    let tempting = order.iter().copied().filter(fails_quality).find(is_cheaper);
     Choice { primary, is_modified: is_narrowed(own, assessments), runner_up, tempting }
 }
 
@@ -52,23 +52,18 @@ fn is_narrowed(own: &Assessment, assessments: &[Assessment]) -> bool {
 /// Less is better.
 fn compare(a: &Assessment, b: &Assessment) -> Ordering {
     let quality = |own: &Assessment| own.failures.iter().filter(|failure| failure.is_quality).count();
-    let effort = |own: &Assessment| {
-        let change = match own.change {
-            Change::AsTrained => 0,
-            Change::Uptrain => 2,
-            Change::Train => 4,
-        };
-        change + u32::from(own.dtype.bits() <= 8)
-    };
-    let keeps_diversity = |own: &Assessment| diversity(own) >= MOST_DIVERSITY;
+    let is_narrow = |own: &Assessment| own.dtype.bits() <= 8;
+    let is_too_shared = |own: &Assessment| diversity(own) < MIN_DIVERSITY;
     // Where nothing meets every need, the least that is missing decides, quality first.
     quality(a)
         .cmp(&quality(b))
         .then(a.failures.len().cmp(&b.failures.len()))
+        .then(a.change.cmp(&b.change))
         .then((a.headroom < HEADROOM).cmp(&(b.headroom < HEADROOM)))
-        .then(effort(a).cmp(&effort(b)))
+        .then(is_narrow(a).cmp(&is_narrow(b)))
+        .then(is_too_shared(a).cmp(&is_too_shared(b)))
+        .then(a.machinery.cmp(&b.machinery))
         .then(b.full_share.total_cmp(&a.full_share))
-        .then(keeps_diversity(b).cmp(&keeps_diversity(a)))
         .then(a.planned_bytes.unwrap_or(u64::MAX).cmp(&b.planned_bytes.unwrap_or(u64::MAX)))
 }
 

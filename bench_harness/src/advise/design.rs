@@ -32,6 +32,29 @@ impl Change {
     }
 }
 
+/// What a server needs for it. The order is that of machinery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Machinery {
+    /// Full softmax layers of one kind: every server has them.
+    Dense,
+    /// Other softmax patterns, alone or among full layers: caches of two kinds.
+    Patterns,
+    /// Latents or states: kernels and caches of their own.
+    Special,
+}
+
+impl Machinery {
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Machinery::Dense => "full softmax layers of one kind",
+            Machinery::Patterns => "windows or other patterns, and caches of two kinds",
+            Machinery::Special => "kernels and caches of their own",
+        }
+    }
+}
+
 /// A candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Design {
@@ -174,6 +197,16 @@ impl Design {
     /// Its cache.
     pub fn shape(&self) -> CacheShape {
         CacheShape::new(self.groups.clone()).expect("a design's groups were checked")
+    }
+
+    /// What a server needs for it.
+    pub fn machinery(&self) -> Machinery {
+        let of_group = |group: &LayerGroup| match (group.mechanism, group.pattern) {
+            (Mechanism::Softmax, Pattern::Full) => Machinery::Dense,
+            (Mechanism::Softmax, _) => Machinery::Patterns,
+            _ => Machinery::Special,
+        };
+        self.groups.iter().map(of_group).max().unwrap_or(Machinery::Dense)
     }
 
     /// The share of its layers that see every token with softmax attention.

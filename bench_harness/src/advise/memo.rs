@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::Scenario;
-use super::assess::{Assessment, assess_all};
+use super::assess::{Assessment, assess_all, strictest_ms};
 use super::cases::{Part, curve, kinds};
-use super::choose::{Choice, HEADROOM, choose, diversity};
+use super::choose::{Choice, HEADROOM, MIN_DIVERSITY, choose, diversity};
 use super::curve::Point;
 use super::design::Change;
 use super::latency::{Rates, layer_name, rates};
@@ -82,7 +82,12 @@ fn reason(text: impl Into<String>, from: impl Into<String>) -> Reason {
 }
 
 fn gb(bytes: u64) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
+    crate::report::units::bytes(bytes)
+}
+
+/// `1 sequence`, `6 sequences`.
+fn sequences(count: u64) -> String {
+    format!("{count} sequence{}", if count == 1 { "" } else { "s" })
 }
 
 impl Memo {
@@ -111,7 +116,7 @@ impl Memo {
             budget: scenario.device.budget,
             workloads: scenario.workloads.clone(),
             needs: scenario.needs.clone(),
-            primary: primary(own),
+            primary: primary(own, choice.is_modified),
             meets_every_need: own.is_fit(),
             modification: modification(choice, &candidates),
             reasons: reasons(scenario, own),
@@ -128,14 +133,15 @@ impl Memo {
     }
 }
 
-fn primary(own: &Assessment) -> Reason {
+fn primary(own: &Assessment, is_modified: bool) -> Reason {
     let fit = match own.failures.len() {
+        0 if is_modified => "meets every need with the modification below".to_owned(),
         0 => "meets every need".to_owned(),
         1 => "comes closest, and misses one need".to_owned(),
         misses => format!("comes closest, and misses {misses} needs"),
     };
     let effort = own.change.name();
-    reason(format!("`{}`: {}. It {fit}. Effort: {effort}.", own.design, own.summary), "the rule of choice, below")
+    reason(format!("`{}`: {}. It {fit}. Training: {effort}.", own.design, own.summary), "the rule of choice, below")
 }
 
 /// The eight-bit cache, and what it buys.
@@ -164,12 +170,13 @@ fn modification(choice: Choice, candidates: &[Assessment]) -> Option<Reason> {
 }
 
 fn reasons(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
-    let sequences: u64 = scenario.workloads.iter().map(|workload| workload.concurrency).sum();
+    let count: u64 = scenario.workloads.iter().map(|workload| workload.concurrency).sum();
     let planned = own.planned_bytes.unwrap_or(u64::MAX);
     let mut reasons = vec![reason(
         format!(
-            "Memory: {sequences} sequences at their longest take {} of the {} that weights and reserve leave ({} a token); \
-             at the middle of their contexts, {}.",
+            "Memory: {} at the longest context: {} of the {} that weights and reserve leave ({} a token); \
+             at the middle of the contexts, {}.",
+            sequences(count),
             gb(planned),
             gb(own.available_bytes),
             crate::report::units::bytes(own.token_bytes),
@@ -182,7 +189,7 @@ fn reasons(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
             gb(scenario.device.budget.reserve_bytes)
         ),
     )];
-    let strictest = scenario.workloads.iter().map(|workload| workload.time_per_token_ms).fold(f64::INFINITY, f64::min);
+    let strictest = strictest_ms(scenario);
     let parts: Vec<String> = own
         .step
         .parts
@@ -208,12 +215,16 @@ fn reasons(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
             .collect();
         reasons.push(reason(
             format!(
-                "{}: the first token comes after {:.2} s ({} s are allowed), then {:.0} tokens a second from {} sequences.",
+                "{}: the first token of {} new ones is {:.2} s of work and comes after {:.2} s ({} s are allowed){}; then {:.0} \
+                 tokens a second from {}.",
                 workload.name,
+                workload.new_tokens,
                 result.first_token.ns() * 1e-9,
+                result.first_token_s,
                 workload.time_to_first_token_s,
+                if count > 1 { format!(", in chunks that keep every step within {strictest} ms") } else { String::new() },
                 result.tokens_per_s,
-                workload.concurrency
+                sequences(workload.concurrency)
             ),
             from.join(" + "),
         ));
@@ -253,7 +264,8 @@ fn avoided(choice: Choice, candidates: &[Assessment]) -> Option<Reason> {
 
 fn trade_off(scenario: &Scenario, own: &Assessment, candidates: &[Assessment]) -> Reason {
     let bytes = |other: &Assessment| other.planned_bytes.unwrap_or(u64::MAX);
-    let cheapest = candidates.iter().filter(|other| other.is_fit()).min_by_key(|other| bytes(other));
+    let is_option = |other: &&Assessment| other.is_fit() && diversity(other) >= MIN_DIVERSITY;
+    let cheapest = candidates.iter().filter(is_option).min_by_key(|other| bytes(other));
     let mut text = match cheapest {
         Some(cheapest) if cheapest.design != own.design => format!(
             "`{}` also meets every need with {} of cache instead of {}; it is not taken because {}.",
@@ -279,7 +291,10 @@ fn trade_off(scenario: &Scenario, own: &Assessment, candidates: &[Assessment]) -
     }
     let kept = diversity(own);
     if kept < 0.999 {
-        text += &format!(" Shared KV heads keep {:.0} % of MHA's head diversity.", 100.0 * kept);
+        text += &format!(
+            " Of what independent heads would say, shared KV heads keep {:.0} %: the worst case, trained heads resemble each other.",
+            100.0 * kept
+        );
     }
     reason(text, "bytes of the candidates; share of full layers; probe head diversity")
 }
@@ -301,25 +316,26 @@ fn difference(own: &Assessment, other: &Assessment) -> String {
     {
         return failure.text.clone();
     }
+    if own.change != other.change {
+        return format!("it takes more training ({} instead of {})", other.change.name(), own.change.name());
+    }
     if (own.headroom < HEADROOM) != (other.headroom < HEADROOM) {
         return format!("{} leaves a headroom of {:.2}, less than {HEADROOM}", other.tightest, other.headroom);
     }
-    if own.change != other.change {
-        return format!("it takes more effort ({} instead of {})", other.change.name(), own.change.name());
-    }
-    if own.dtype != other.dtype && own.design == other.design {
-        return "its cache is stored in fewer bits without need".to_owned();
-    }
-    if (own.full_share - other.full_share).abs() > 1e-9 {
-        return format!(
-            "{:.0} % of its layers see every token instead of {:.0} %",
-            100.0 * other.full_share,
-            100.0 * own.full_share
-        );
+    if (own.dtype.bits() <= 8) != (other.dtype.bits() <= 8) {
+        return format!("it needs a cache in {} for its headroom", other.dtype);
     }
     let (kept, theirs) = (diversity(own), diversity(other));
-    if (kept - theirs).abs() > 1e-9 && theirs < kept {
-        return format!("its heads keep {:.0} % of MHA's diversity instead of {:.0} %", 100.0 * theirs, 100.0 * kept);
+    if (kept < MIN_DIVERSITY) != (theirs < MIN_DIVERSITY) {
+        let percent = 100.0 * theirs;
+        return format!("its KV heads keep {percent:.0} % of what independent heads would say, less than a tenth");
+    }
+    if own.machinery != other.machinery {
+        return format!("it needs {}", other.machinery.name());
+    }
+    if (own.full_share - other.full_share).abs() > 1e-9 {
+        let [theirs, ours] = [other.full_share, own.full_share].map(|share| 100.0 * share);
+        return format!("{theirs:.0} % of its layers see every token instead of {ours:.0} %");
     }
     format!(
         "it keeps {} instead of {}",
@@ -349,7 +365,7 @@ fn monitor(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
                 workload.time_per_token_ms,
                 own.step_ms(),
                 workload.time_to_first_token_s,
-                result.first_token.ns() * 1e-9,
+                result.first_token_s,
                 workload.context_max
             ),
             "targets of the scenario; times of this memo",
@@ -391,7 +407,7 @@ fn monitor(scenario: &Scenario, own: &Assessment) -> Vec<Reason> {
 fn assumptions(rates: &Rates) -> Vec<String> {
     let mut assumptions = vec![
         "Every sequence at the end of its longest context at the same time: the worst case of the plan.".to_owned(),
-        "A step reads the weights once for all sequences; queues, batching delays, sampling, networks and activations beyond \
+        "A step reads the weights once for all sequences; prompts are processed in chunks between steps, one at a time; queues, batching delays, sampling, networks and activations beyond \
          the reserve are not modelled."
             .to_owned(),
         "Probes use ideal keys and queries and no training: what they show to be impossible is; what they show to be possible \
@@ -412,12 +428,13 @@ fn assumptions(rates: &Rates) -> Vec<String> {
 }
 
 /// The rule of choice, for readers.
-pub const RULE: &str = "A design that meets every need comes first; then one that leaves a headroom of 1.2 in memory and times; then \
-                        the least effort (as trained, uptrain, train; an 8-bit cache counts between two of these); then the \
-                        share of layers that see every token; then whether heads keep nine tenths of MHA's diversity; then the \
-                        fewest bytes.";
+pub const RULE: &str = "a design that meets every need comes first; then the least training (as trained, uptrain, train); \
+                        then one that leaves a headroom of 1.2 in memory and times; then one without an 8-bit cache; then one \
+                        whose KV heads keep a tenth of what independent heads would say; then the least machinery (full softmax \
+                        layers, windows and other patterns, latents and states); then the share of layers that see every token; \
+                        then the fewest bytes.";
 
-/// Effort as people say it, for tables.
+/// Training as people say it, for tables.
 pub fn effort(own: &Assessment) -> &'static str {
     match own.change {
         Change::AsTrained => "none",

@@ -83,13 +83,15 @@ pub struct Evidence<'a> {
     pub disturbance: f64,
 }
 
-/// By what factor the machine itself differed from moment to moment: the 90th over the 10th percentile of the samples of
-/// controls, each over its control's median; 1 without controls. What others do on a machine slows long calls down more
-/// than short ones and in every round alike, which no interval over rounds shows; so each interval is widened by this.
+/// By what factor the machine itself differed from round to round: the 90th over the 10th percentile of the fastest samples of
+/// each control and round, each over its control's median; 1 without controls. What others do on a machine slows long calls
+/// down more than short ones and in every round alike, which no interval over rounds shows; so each interval is widened by
+/// this.
 pub fn disturbance(record: &Record) -> f64 {
     let mut samples = Vec::new();
     for control in &record.controls {
-        let own: Vec<f64> = control.rounds.iter().flatten().copied().filter(|&ns| ns > 0.0).collect();
+        let fastest = |samples: &Vec<f64>| samples.iter().copied().filter(|&ns| ns > 0.0).min_by(f64::total_cmp);
+        let own: Vec<f64> = control.rounds.iter().filter_map(fastest).collect();
         if let (ControlKind::Read | ControlKind::Fma, Some(middle)) = (control.kind, median(&own)) {
             samples.extend(own.iter().map(|ns| ns / middle));
         }

@@ -1,16 +1,20 @@
 //! A decision memo as Markdown or as a self-contained HTML page.
 
+use attn_kernels::work::Work;
+
 use super::{printable, units};
 use crate::advise::Memo;
 use crate::advise::assess::Assessment;
 use crate::advise::memo::{RULE, Reason, effort};
+use crate::advise::probe::ProbeFinding;
+use crate::case::Case;
 
 /// A part of a document.
 enum Block {
     Heading(u8, String),
     Text(String),
     List(Vec<String>),
-    Table(Vec<&'static str>, Vec<Vec<String>>),
+    Table(Vec<String>, Vec<Vec<String>>),
 }
 
 /// The memo as Markdown.
@@ -132,6 +136,7 @@ fn blocks(memo: &Memo) -> Vec<Block> {
     blocks.extend([heading("Probes"), probe_table(memo)]);
     let summaries = memo.probes.iter().map(|(name, summary)| format!("{name}: {summary}"));
     blocks.push(Block::List(summaries.collect()));
+    blocks.push(Block::Text(probe_sizes(memo)));
     blocks.push(heading("Measured on this machine"));
     if memo.measured.is_empty() {
         blocks.push(Block::Text("Nothing.".to_owned()));
@@ -154,9 +159,9 @@ fn blocks(memo: &Memo) -> Vec<Block> {
 }
 
 fn candidate_table(memo: &Memo) -> Block {
-    let heads = vec![
+    let heads = [
         "design",
-        "effort",
+        "training",
         "a token",
         "planned cache",
         "headroom",
@@ -166,7 +171,9 @@ fn candidate_table(memo: &Memo) -> Block {
         "attention",
         "full layers",
         "fit",
-    ];
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let row = |own: &Assessment| {
         let weights: f64 = own.step.parts.iter().take(1).map(|part| part.ns).sum();
         vec![
@@ -186,44 +193,74 @@ fn candidate_table(memo: &Memo) -> Block {
     Block::Table(heads, memo.candidates.iter().map(row).collect())
 }
 
+/// A row a design, a column a figure; figures of few designs share the last column.
 fn probe_table(memo: &Memo) -> Block {
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for own in &memo.candidates {
-        for finding in &own.probes {
-            // An eight-bit form has its design's findings and its own.
-            let is_known = finding.probe != "precision" && own.dtype.bits() <= 8;
-            if !is_known {
-                let met = if finding.limit.is_none() {
-                    ""
-                } else if finding.is_met() {
-                    "met"
-                } else {
-                    "not met"
-                };
-                rows.push(vec![
-                    format!("`{}`", own.name()),
-                    finding.of.clone(),
-                    units::three_digits(finding.value),
-                    met.to_owned(),
-                    finding.how.clone(),
-                ]);
-            }
+    // An eight-bit form has its design's findings and its own.
+    let is_form =
+        |own: &Assessment, wider: &Assessment| wider.design == own.design && wider.dtype.bits() > own.dtype.bits();
+    let designs: Vec<&Assessment> =
+        memo.candidates.iter().filter(|own| !memo.candidates.iter().any(|other| is_form(own, other))).collect();
+    let mut columns: Vec<&str> = Vec::new();
+    for finding in designs.iter().flat_map(|own| &own.probes) {
+        let count = designs.iter().filter(|own| own.probes.iter().any(|other| other.of == finding.of)).count();
+        if 2 * count > designs.len() && !columns.contains(&finding.of.as_str()) {
+            columns.push(&finding.of);
         }
     }
-    Block::Table(vec!["design", "figure", "value", "need", "how"], rows)
+    let shown = |finding: &ProbeFinding| {
+        let mark = if finding.is_met() { "" } else { " (not met)" };
+        format!("{}{mark}", units::three_digits(finding.value))
+    };
+    let rows = designs.iter().map(|own| {
+        let mut row = vec![format!("`{}`", own.design)];
+        for column in &columns {
+            let finding = own.probes.iter().find(|finding| finding.of == *column);
+            row.push(finding.map_or(units::NOTHING.to_owned(), shown));
+        }
+        let forms = memo.candidates.iter().filter(|other| is_form(other, own));
+        let narrow = forms.flat_map(|other| &other.probes).filter(|finding| finding.probe == "precision");
+        let others = own.probes.iter().chain(narrow).filter(|finding| !columns.contains(&finding.of.as_str()));
+        row.push(others.map(|finding| format!("{}: {}", finding.of, shown(finding))).collect::<Vec<_>>().join("; "));
+        row
+    });
+    let heads = ["design"].into_iter().chain(columns.iter().copied()).chain(["others"]);
+    Block::Table(heads.map(str::to_owned).collect(), rows.collect())
+}
+
+/// How the figures were come by: sizes and seeds, each probe once.
+fn probe_sizes(memo: &Memo) -> String {
+    let mut sizes: Vec<(&str, &str)> = Vec::new();
+    for finding in memo.candidates.iter().flat_map(|own| &own.probes) {
+        if sizes.iter().all(|(probe, _)| *probe != finding.probe) {
+            let size = finding.how.split_once("; ").map_or(finding.how.as_str(), |(_, size)| size);
+            sizes.push((finding.probe, size));
+        }
+    }
+    let sizes: Vec<String> = sizes.into_iter().map(|(probe, size)| format!("{probe}: {size}")).collect();
+    format!("Sizes: {}.", sizes.join("; "))
 }
 
 fn measured_table(memo: &Memo) -> Block {
     let rows = memo.measured.iter().flat_map(|measured| {
         measured.points.iter().map(|point| {
+            // Bytes are what decode takes its time for, FLOPs what a prompt does.
+            let rate = point.case_id.parse::<Case>().map_or(units::NOTHING.to_owned(), |case| {
+                let work = Work::of(&case.problem);
+                match measured.part {
+                    "decode" => units::bytes_per_s(work.gb_per_s(point.ns) * 1e9),
+                    _ => units::flop_per_s(work.gflop_per_s(point.ns) * 1e9),
+                }
+            });
             vec![
                 printable(&measured.layer),
                 measured.part.to_owned(),
                 point.length.to_string(),
                 units::nanoseconds(point.ns),
+                rate,
                 format!("`{}`", printable(&point.case_id)),
             ]
         })
     });
-    Block::Table(vec!["layer", "part", "tokens", "time", "case"], rows.collect())
+    let heads = ["layer", "part", "tokens", "time", "rate", "case"].map(str::to_owned).to_vec();
+    Block::Table(heads, rows.collect())
 }

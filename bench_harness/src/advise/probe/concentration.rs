@@ -8,7 +8,7 @@ use attn_kernels::problem::Mechanism;
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Probe, ProbeFinding};
+use super::{Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::suite::presets::LayerGroup;
@@ -30,7 +30,7 @@ impl Probe for Concentration {
          shortest and the longest context (layers that see most)"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, scenario: &Scenario, _notes: &mut Notebook) -> Vec<ProbeFinding> {
         let is_softmax = |group: &&LayerGroup| group.mechanism == Mechanism::Softmax;
         let Some(group) = design.groups.iter().filter(is_softmax).max_by_key(|group| visible(group, usize::MAX)) else {
             return Vec::new();

@@ -5,7 +5,7 @@ use attn_kernels::problem::{Mechanism, Pattern};
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Limit, Probe, ProbeFinding};
+use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::kv::shape::softmax_layers;
@@ -30,8 +30,11 @@ impl Probe for Distance {
          included (worst layer kind of the design)"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
-        let value = design.groups.iter().map(distance).fold(0.0, f64::max);
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
+        let mut noted = |group: &LayerGroup| {
+            notes.result(format!("distance {:?} {:?}", group.mechanism, group.pattern), || distance(group))
+        };
+        let value = design.groups.iter().map(&mut noted).fold(0.0, f64::max);
         let limit = scenario.needs.max_distance;
         vec![ProbeFinding {
             probe: self.name(),

@@ -1,20 +1,24 @@
 //! What sharing KV heads takes from the diversity of heads.
 //!
-//! Every query head has keys and values of its own; a shared KV head is their mean, as when a model is converted
-//! (Ainslie et al. 2023, section 2.1). Heads whose outputs span the same subspace say the same: the overlap of two heads is
-//! the mean squared cosine of the principal angles between their outputs' subspaces, and diversity is what is left of 1.
+//! Every query head has keys and values of its own; a shared KV head pools them, as when a model is converted
+//! (Ainslie et al. 2023, section 2.1), and queries learn to single out the same token as before among the pooled keys. What a
+//! head keeps is how much the subspace of its outputs then overlaps that of its outputs with its own keys and values, as the
+//! mean squared cosine of the principal angles, above what two random subspaces share: 1 where nothing is shared, about one in
+//! g where g independent heads are pooled. Heads of trained models resemble each other, and keep more.
 
 use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Phase};
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Limit, Probe, ProbeFinding};
+use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 
 /// Tokens.
-const LENGTH: usize = 96;
+const LENGTH: usize = 128;
 const DIM: usize = 16;
+/// q.k of the key that a query singles out, in its own head.
+const LOGIT: f64 = 16.0;
 /// Query heads at most.
 const MAX_HEADS: usize = 32;
 
@@ -27,11 +31,11 @@ impl Probe for Diversity {
     }
 
     fn summary(&self) -> &'static str {
-        "1 - mean overlap of the subspaces that pairs of heads' outputs span, over that of MHA; shared KV heads are means of \
-         independent ones, the worst case for sharing"
+        "overlap of the subspace of a head's outputs under shared KV heads with that under its own, above chance: 1 for MHA; \
+         pooled heads are independent here, the worst case for sharing"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
         // A latent is expanded to keys and values of each head's own: nothing is shared between them but the latent.
         let shared = design.groups.iter().filter(|group| !matches!(group.mechanism, Mechanism::Mla { .. }));
         let Some(share) = shared.map(|group| group.heads_q / group.heads_kv).max() else { return Vec::new() };
@@ -40,51 +44,52 @@ impl Probe for Diversity {
         let limit = scenario.needs.head_diversity;
         vec![ProbeFinding {
             probe: self.name(),
-            of: format!("head diversity, {share} query heads a KV head"),
-            value: retained(heads, heads_kv),
-            how: format!("{heads}:{heads_kv} heads over {LENGTH} tokens, d{DIM}, seed {SEED}"),
+            of: "head diversity".to_owned(),
+            value: notes.result(format!("diversity {heads}:{heads_kv}"), || retained(heads, heads_kv)),
+            how: format!("{heads}:{heads_kv} independent heads over {LENGTH} tokens, d{DIM}, seed {SEED}"),
             limit: (limit > 0.0).then_some(Limit::AtLeast(limit)),
         }]
     }
 }
 
-/// Diversity with `heads_kv` KV heads over that with one a query head. `heads_kv` divides `heads`, or is rounded down to a
-/// divisor.
+/// What heads keep with `heads_kv` KV heads, which divide `heads` or are rounded down to a divisor.
 pub fn retained(heads: usize, heads_kv: usize) -> f64 {
     let heads_kv = (1..=heads_kv).rev().find(|&kv| heads.is_multiple_of(kv)).unwrap_or(1);
-    if heads < 2 { 1.0 } else { diversity(heads, heads_kv) / diversity(heads, heads) }
+    let (own, shared) = (bases(heads, heads), bases(heads, heads_kv));
+    let overlaps: f64 = own.iter().zip(&shared).map(|(own, shared)| lab::overlap(own, shared)).sum();
+    let chance = DIM as f64 / LENGTH as f64;
+    (overlaps / heads as f64 - chance) / (1.0 - chance)
 }
 
-fn diversity(heads: usize, heads_kv: usize) -> f64 {
+/// An orthonormal basis of the space that each head's outputs span, as columns over tokens.
+fn bases(heads: usize, heads_kv: usize) -> Vec<Vec<Vec<f64>>> {
     let group = heads / heads_kv;
     let problem = AttentionProblem::softmax(Phase::Prefill, Dtype::F32, 1, (heads, heads_kv), (LENGTH, LENGTH), DIM);
     let stream = |tensor: u64, head: usize, token: usize| tensor << 40 | (head as u64) << 20 | token as u64;
+    let factor = (LOGIT / (DIM as f64 * problem.effective_scale())) as f32;
     let inputs = |name: TensorName, head: usize, token: usize, out: &mut [f32]| {
-        let tensor = match name {
-            TensorName::Q => {
-                lab::noise(SEED, stream(3, head, token), out);
-                return;
-            }
-            TensorName::K => 4,
-            _ => 5,
+        let (tensor, head_kv, token) = match name {
+            // The token that a query singles out lies elsewhere for each token and head.
+            TensorName::Q => (4, head / group, (token * 37 + head * 11 + 5) % LENGTH),
+            TensorName::K => (4, head, token),
+            _ => (5, head, token),
         };
+        // Pooled, with the size that a head's own have.
+        let size = if name == TensorName::Q { factor } else { 1.0 } / (group as f32).sqrt();
         let mut own = vec![0.0; out.len()];
         out.fill(0.0);
-        for member in head * group..(head + 1) * group {
+        for member in head_kv * group..(head_kv + 1) * group {
             lab::noise(SEED, stream(tensor, member, token), &mut own);
-            out.iter_mut().zip(&own).for_each(|(sum, x)| *sum += x / group as f32);
+            out.iter_mut().zip(&own).for_each(|(sum, x)| *sum += size * x);
         }
     };
     let asked: Vec<_> = (0..heads).flat_map(|head| (0..LENGTH).map(move |token| (0, head, token))).collect();
     let outputs = lab::rows(&problem, inputs, &asked);
-    let bases: Vec<Vec<Vec<f64>>> = outputs
+    outputs
         .chunks(LENGTH)
         .map(|tokens| {
             let column = |d: usize| tokens.iter().map(|row| row.o[d]).collect::<Vec<f64>>();
             lab::orthonormal(&(0..DIM).map(column).collect::<Vec<_>>())
         })
-        .collect();
-    let pairs: Vec<f64> =
-        (0..heads).flat_map(|a| (0..a).map(move |b| (a, b))).map(|(a, b)| lab::overlap(&bases[a], &bases[b])).collect();
-    1.0 - pairs.iter().sum::<f64>() / pairs.len() as f64
+        .collect()
 }

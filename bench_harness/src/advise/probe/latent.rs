@@ -8,7 +8,7 @@ use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Phase};
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Probe, ProbeFinding};
+use super::{Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 
@@ -31,7 +31,7 @@ impl Probe for Latent {
          DeepSeek's 512): nothing is lost up to the latent's rank"
     }
 
-    fn findings(&self, design: &Design, _scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, _scenario: &Scenario, _notes: &mut Notebook) -> Vec<ProbeFinding> {
         if !design.groups.iter().any(|group| matches!(group.mechanism, Mechanism::Mla { .. })) {
             return Vec::new();
         }

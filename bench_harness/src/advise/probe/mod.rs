@@ -13,6 +13,8 @@ pub mod precision;
 pub mod recall;
 pub mod relay;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::design::Design;
@@ -38,7 +40,18 @@ pub trait Probe: Sync {
     fn summary(&self) -> &'static str;
 
     /// The findings about a design that matter in a scenario.
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding>;
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding>;
+}
+
+/// Results of experiments that were done already: designs share kinds of layers.
+#[derive(Debug, Default)]
+pub struct Notebook(BTreeMap<String, f64>);
+
+impl Notebook {
+    /// The result of an experiment of that name, done unless it is noted.
+    pub fn result(&mut self, name: String, experiment: impl FnOnce() -> f64) -> f64 {
+        *self.0.entry(name).or_insert_with(experiment)
+    }
 }
 
 /// A figure of a probe.
@@ -79,6 +92,6 @@ impl ProbeFinding {
 }
 
 /// All findings about a design.
-pub fn findings(design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
-    PROBES.iter().flat_map(|probe| probe.findings(design, scenario)).collect()
+pub fn findings(design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
+    PROBES.iter().flat_map(|probe| probe.findings(design, scenario, notes)).collect()
 }

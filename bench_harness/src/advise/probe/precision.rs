@@ -4,7 +4,7 @@ use attn_kernels::input::{Generator, InputSpec};
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Limit, Probe, ProbeFinding};
+use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::kv::shape::softmax_layers;
@@ -25,7 +25,7 @@ impl Probe for Precision {
         "relative L2 change of full attention's output when keys and values are rounded to e4m3 (3 bits of mantissa)"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
         if design.element.bits() > 8 {
             return Vec::new();
         }
@@ -33,7 +33,7 @@ impl Probe for Precision {
         vec![ProbeFinding {
             probe: self.name(),
             of: "change by an 8-bit cache".to_owned(),
-            value: change(),
+            value: notes.result("precision".to_owned(), change),
             how: format!("{ROWS} last rows of {LENGTH} tokens, d{DIM}, e4m3, seed {SEED}"),
             limit: (limit < 1.0).then_some(Limit::AtMost(limit)),
         }]

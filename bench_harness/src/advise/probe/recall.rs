@@ -5,11 +5,12 @@
 //! so that an output without information is right once in [`CHOICES`] (after Arora et al. 2023, Zoology, multi-query
 //! associative recall; one layer, no training).
 
+use attn_kernels::input::hash64;
 use attn_kernels::problem::Mechanism;
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Limit, Probe, ProbeFinding};
+use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::suite::presets::LayerGroup;
@@ -38,7 +39,7 @@ impl Probe for Recall {
          oracle, best layer kind of the design; chance is 0.004)"
     }
 
-    fn findings(&self, design: &Design, scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, scenario: &Scenario, notes: &mut Notebook) -> Vec<ProbeFinding> {
         let longest = scenario.workloads.iter().map(|workload| workload.context_max).max().unwrap_or(1);
         let dim = scenario.model.head_dim.min(MAX_DIM);
         let mut distances = vec![scenario.needs.local_detail];
@@ -48,7 +49,7 @@ impl Probe for Recall {
         distances
             .into_iter()
             .map(|distance| {
-                let (value, layers) = best(design, distance as usize, longest as usize, dim);
+                let (value, layers) = best(design, distance as usize, longest as usize, dim, notes);
                 ProbeFinding {
                     probe: self.name(),
                     of: format!("recall {distance} tokens back"),
@@ -65,11 +66,12 @@ impl Probe for Recall {
 }
 
 /// The recall of the layers that recall best, and how many layers recall enough.
-fn best(design: &Design, distance: usize, keys: usize, dim: usize) -> (f64, u32) {
+fn best(design: &Design, distance: usize, keys: usize, dim: usize, notes: &mut Notebook) -> (f64, u32) {
     let mut best: f64 = 0.0;
     let mut layers = 0;
     for group in &design.groups {
-        let recalled = recall(group, distance, keys, dim);
+        let name = format!("recall {:?} {:?} {distance} {keys} {dim}", group.mechanism, group.pattern);
+        let recalled = notes.result(name, || recall(group, distance, keys, dim));
         best = best.max(recalled);
         layers += if recalled >= ENOUGH { group.count } else { 0 };
     }
@@ -87,12 +89,11 @@ pub fn recall(group: &LayerGroup, distance: usize, keys: usize, dim: usize) -> f
     // A latent row is a key, and its head is the value.
     let value_stream = |token: usize| (token as u64) << 1 | u64::from(!is_latent);
     let key_stream = |token: usize| (token as u64) << 1;
-    let scale = match problem.mechanism {
-        // Features see the product without a scale.
-        Mechanism::Linear { .. } => 1.0,
-        _ => problem.effective_scale(),
-    };
+    let scale = problem.effective_scale();
+    let is_linear = matches!(problem.mechanism, Mechanism::Linear { .. });
     let inputs = |name: TensorName, head: usize, token: usize, out: &mut [f32]| match name {
+        TensorName::Q if is_linear => sparse_code(key_stream(needle(head)), out),
+        TensorName::K if is_linear => sparse_code(key_stream(token), out),
         TensorName::V => lab::noise(SEED, value_stream(token), out),
         TensorName::Q => {
             // Keys have length sqrt(dim) and scores are scaled: the needle's score is LOGIT.
@@ -118,6 +119,18 @@ pub fn recall(group: &LayerGroup, distance: usize, keys: usize, dim: usize) -> f
         lab::norm(&found[trial].o) > 0.0 && others.filter(|&other| other != own).all(|other| closeness(other) < ours)
     };
     (0..TRIALS).filter(|&trial| is_recalled(trial)).count() as f64 / TRIALS as f64
+}
+
+/// The best of keys for features that are never negative: a few large elements, and next to nothing elsewhere. Random keys of
+/// the usual kind would all look alike to them.
+fn sparse_code(stream: u64, out: &mut [f32]) {
+    const ACTIVE: u64 = 4;
+    const SIZE: f32 = 8.0;
+    out.fill(-SIZE);
+    for index in 0..ACTIVE {
+        let place = hash64(hash64(SEED, stream), index) % out.len() as u64;
+        out[place as usize] = SIZE;
+    }
 }
 
 /// A step that visits other tokens of the whole sequence.

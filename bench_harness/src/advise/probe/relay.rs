@@ -8,7 +8,7 @@ use attn_kernels::problem::{Mechanism, Pattern};
 use attn_kernels::tensor::TensorName;
 
 use super::lab::{self, SEED};
-use super::{Probe, ProbeFinding};
+use super::{Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
 use crate::kv::shape::softmax_layers;
@@ -27,7 +27,7 @@ impl Probe for Relay {
          before anybody asks for it"
     }
 
-    fn findings(&self, design: &Design, _scenario: &Scenario) -> Vec<ProbeFinding> {
+    fn findings(&self, design: &Design, _scenario: &Scenario, _notes: &mut Notebook) -> Vec<ProbeFinding> {
         let is_windowed = |pattern: Pattern| matches!(pattern, Pattern::Window { left, .. } if left != usize::MAX);
         if !design.groups.iter().all(|group| group.mechanism == Mechanism::Softmax && is_windowed(group.pattern)) {
             return Vec::new();
