@@ -103,7 +103,8 @@ pub fn changes_text(night: &Nightly, style: Style) -> String {
         return "no open regression\n".to_owned();
     }
     let series = night.open.iter().map(|series| {
-        let title = format!("{} of {} on {}", series.summary.key.metric, series.summary.key.case, series.summary.key.machine);
+        let title =
+            format!("{} of {} on {}", series.summary.key.metric, series.summary.key.case, series.summary.key.machine);
         history::changes_text(&title, series.points.len(), &series.found, style)
     });
     series.collect::<Vec<_>>().join("\n")
@@ -179,7 +180,11 @@ mod tests {
             high: None,
         };
         let points: Vec<StoredPoint> = observations.into_iter().map(point).collect();
-        FoundSeries { summary: SeriesSummary { key, better: Better::Lower, points: points.len() as u64 }, points, found }
+        FoundSeries {
+            summary: SeriesSummary { key, better: Better::Lower, points: points.len() as u64 },
+            points,
+            found,
+        }
     }
 
     fn night() -> Nightly {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{CASES_A_FILE, Site};
-use crate::history::search::FoundSeries;
 use crate::case::Case;
 use crate::compare::devices::DeviceComparison;
 use crate::gate::outcome::GateReport;
 use crate::history::changes::SeriesChanges;
 use crate::history::point::SeriesKey;
+use crate::history::search::FoundSeries;
 use crate::metric::limits::{ceilings, limit_ns, rate_per_s};
 use crate::metric::{Better, METRICS, latency};
 use crate::record::{CaseResult, ControlKind, Disposition, GitState, Record, RunInfo};
