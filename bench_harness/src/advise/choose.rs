@@ -1,20 +1,26 @@
 //! Which design, from what each comes to.
 //!
-//! In this order: it meets every need; it takes the least training (none, some, anew); it leaves [`HEADROOM`]; it needs no
-//! eight-bit cache; its heads keep at least [`MIN_DIVERSITY`]; it needs the least machinery; more of its layers see every
-//! token; it keeps the fewest bytes. Nothing is weighed against anything else, so that the reason for a choice is always one
-//! comparison.
+//! In this order: it meets every need; its KV heads keep at least [`MIN_DIVERSITY`], unless the model was trained so; it takes
+//! the least training (none, some, anew); it leaves [`HEADROOM`]; it needs no eight-bit cache; it needs the least machinery;
+//! more of its layers see every token; it keeps the fewest bytes. Nothing is weighed against anything else, so that the reason
+//! for a choice is always one comparison.
 
 use std::cmp::Ordering;
 
 use super::assess::Assessment;
+use super::design::Change;
 
 /// How much of every limit a design should leave: what plans get wrong.
 pub const HEADROOM: f64 = 1.2;
 
-/// The least that sharing KV heads should leave of what independent heads would say: more than eight of them on one KV head
-/// fall below it, and published models that share have up to eight.
-pub const MIN_DIVERSITY: f64 = 0.1;
+/// The least that sharing KV heads should leave of what independent heads would say: pools of eight, which published models
+/// have, keep a little more, and pools of sixteen less.
+pub const MIN_DIVERSITY: f64 = 0.08;
+
+/// Whether a design shares more than that, and would have to be trained to.
+pub fn is_too_shared(own: &Assessment) -> bool {
+    own.change != Change::AsTrained && diversity(own) < MIN_DIVERSITY
+}
 
 /// What was chosen, by position among the assessments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +59,14 @@ fn is_narrowed(own: &Assessment, assessments: &[Assessment]) -> bool {
 fn compare(a: &Assessment, b: &Assessment) -> Ordering {
     let quality = |own: &Assessment| own.failures.iter().filter(|failure| failure.is_quality).count();
     let is_narrow = |own: &Assessment| own.dtype.bits() <= 8;
-    let is_too_shared = |own: &Assessment| diversity(own) < MIN_DIVERSITY;
     // Where nothing meets every need, the least that is missing decides, quality first.
     quality(a)
         .cmp(&quality(b))
         .then(a.failures.len().cmp(&b.failures.len()))
+        .then(is_too_shared(a).cmp(&is_too_shared(b)))
         .then(a.change.cmp(&b.change))
         .then((a.headroom < HEADROOM).cmp(&(b.headroom < HEADROOM)))
         .then(is_narrow(a).cmp(&is_narrow(b)))
-        .then(is_too_shared(a).cmp(&is_too_shared(b)))
         .then(a.machinery.cmp(&b.machinery))
         .then(b.full_share.total_cmp(&a.full_share))
         .then(a.planned_bytes.unwrap_or(u64::MAX).cmp(&b.planned_bytes.unwrap_or(u64::MAX)))

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Scenario;
 use super::assess::{Assessment, assess_all, strictest_ms};
 use super::cases::{Part, curve, kinds};
-use super::choose::{Choice, HEADROOM, MIN_DIVERSITY, choose, diversity};
+use super::choose::{Choice, HEADROOM, MIN_DIVERSITY, choose, diversity, is_too_shared};
 use super::curve::Point;
 use super::design::Change;
 use super::latency::{Rates, layer_name, rates};
@@ -264,7 +264,7 @@ fn avoided(choice: Choice, candidates: &[Assessment]) -> Option<Reason> {
 
 fn trade_off(scenario: &Scenario, own: &Assessment, candidates: &[Assessment]) -> Reason {
     let bytes = |other: &Assessment| other.planned_bytes.unwrap_or(u64::MAX);
-    let is_option = |other: &&Assessment| other.is_fit() && diversity(other) >= MIN_DIVERSITY;
+    let is_option = |other: &&Assessment| other.is_fit() && !is_too_shared(other);
     let cheapest = candidates.iter().filter(is_option).min_by_key(|other| bytes(other));
     let mut text = match cheapest {
         Some(cheapest) if cheapest.design != own.design => format!(
@@ -316,6 +316,12 @@ fn difference(own: &Assessment, other: &Assessment) -> String {
     {
         return failure.text.clone();
     }
+    if is_too_shared(own) != is_too_shared(other) {
+        let percent = 100.0 * diversity(other);
+        return format!(
+            "its KV heads keep {percent:.0} % of what independent heads would say, less than {MIN_DIVERSITY}"
+        );
+    }
     if own.change != other.change {
         return format!("it takes more training ({} instead of {})", other.change.name(), own.change.name());
     }
@@ -324,11 +330,6 @@ fn difference(own: &Assessment, other: &Assessment) -> String {
     }
     if (own.dtype.bits() <= 8) != (other.dtype.bits() <= 8) {
         return format!("it needs a cache in {} for its headroom", other.dtype);
-    }
-    let (kept, theirs) = (diversity(own), diversity(other));
-    if (kept < MIN_DIVERSITY) != (theirs < MIN_DIVERSITY) {
-        let percent = 100.0 * theirs;
-        return format!("its KV heads keep {percent:.0} % of what independent heads would say, less than a tenth");
     }
     if own.machinery != other.machinery {
         return format!("it needs {}", other.machinery.name());
@@ -428,11 +429,11 @@ fn assumptions(rates: &Rates) -> Vec<String> {
 }
 
 /// The rule of choice, for readers.
-pub const RULE: &str = "a design that meets every need comes first; then the least training (as trained, uptrain, train); \
-                        then one that leaves a headroom of 1.2 in memory and times; then one without an 8-bit cache; then one \
-                        whose KV heads keep a tenth of what independent heads would say; then the least machinery (full softmax \
-                        layers, windows and other patterns, latents and states); then the share of layers that see every token; \
-                        then the fewest bytes.";
+pub const RULE: &str = "a design that meets every need comes first; then one whose KV heads keep 0.08 of what independent \
+                        heads would say, or that the model was trained with; then the least training (as trained, uptrain, \
+                        train); then one that leaves a headroom of 1.2 in memory and times; then one without an 8-bit cache; \
+                        then the least machinery (full softmax layers, windows and other patterns, latents and states); then \
+                        the share of layers that see every token; then the fewest bytes.";
 
 /// Training as people say it, for tables.
 pub fn effort(own: &Assessment) -> &'static str {

@@ -316,8 +316,12 @@ fn capacity_lines(answer: &Answer, capacity: &Capacity) -> Vec<String> {
     vec![
         format!("  memory      {memory} - weights {weights} - reserve {reserve} = {rest}"),
         format!(
-            "  fits        {} such sequences; {} tokens in each of {}, {} in one alone",
-            capacity.largest_batch, capacity.largest_context, answer.batch, capacity.largest_context_alone
+            "  fits        {} of {} tokens each; or {} tokens in each of {}, {} in one alone",
+            capacity.largest_batch,
+            answer.context,
+            capacity.largest_context,
+            answer.batch,
+            capacity.largest_context_alone
         ),
     ]
 }

@@ -19,7 +19,7 @@ const LENGTH: usize = 128;
 const DIM: usize = 16;
 /// q.k of the key that a query singles out, in its own head.
 const LOGIT: f64 = 16.0;
-/// Query heads at most.
+/// Query heads at most, unless one group has more.
 const MAX_HEADS: usize = 32;
 
 /// The probe.
@@ -39,8 +39,9 @@ impl Probe for Diversity {
         // A latent is expanded to keys and values of each head's own: nothing is shared between them but the latent.
         let shared = design.groups.iter().filter(|group| !matches!(group.mechanism, Mechanism::Mla { .. }));
         let Some(share) = shared.map(|group| group.heads_q / group.heads_kv).max() else { return Vec::new() };
-        let heads = scenario.model.heads_q.min(MAX_HEADS);
-        let heads_kv = (heads / share.min(heads)).max(1);
+        // Whole groups of the design's size, as many as there is room for.
+        let heads_kv = (scenario.model.heads_q.min(MAX_HEADS) / share).max(1);
+        let heads = heads_kv * share;
         let limit = scenario.needs.head_diversity;
         vec![ProbeFinding {
             probe: self.name(),
