@@ -329,7 +329,7 @@ fn difference(own: &Assessment, other: &Assessment) -> String {
         return format!("{} leaves a headroom of {:.2}, less than {HEADROOM}", other.tightest, other.headroom);
     }
     if (own.dtype.bits() <= 8) != (other.dtype.bits() <= 8) {
-        return format!("it needs a cache in {} for its headroom", other.dtype);
+        return format!("its cache is in {}, which nothing here asks for", other.dtype);
     }
     if own.machinery != other.machinery {
         return format!("it needs {}", other.machinery.name());

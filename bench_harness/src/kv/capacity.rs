@@ -65,8 +65,8 @@ pub fn largest_context(shape: &CacheShape, element: Element, batch: u64, availab
         bytes.is_some_and(|bytes| bytes <= u128::from(available_bytes))
     };
     // From the widest window on nothing grows, unless some layer keeps every token.
-    let widest = shape.kept().map(|kept| if kept.token_elements == 0 { Some(0) } else { kept.max_tokens });
-    let saturated = widest.fold(Some(0), |widest: Option<u64>, own| Some(widest?.max(own?)));
+    let mut widest = shape.kept().map(|kept| if kept.token_elements == 0 { Some(0) } else { kept.max_tokens });
+    let saturated = widest.try_fold(0, |widest: u64, own| own.map(|own| widest.max(own)));
     if batch == 0 || saturated.is_some_and(fits) {
         return Context::Unbounded;
     }
