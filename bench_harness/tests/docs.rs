@@ -13,6 +13,7 @@ fn pages() -> Vec<(String, String)> {
     let mut pages: Vec<(String, String)> = std::fs::read_dir(root().join("bench_harness/docs"))
         .expect("docs")
         .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
         .map(|path| {
             (
                 path.file_name().expect("a name").to_string_lossy().into_owned(),

@@ -130,8 +130,7 @@ extern "C" const char *shim_signature(const char *name) {
 
 // From now on, launches of this host thread leave out the barrier or wait at this place; no line is none.
 extern "C" void shim_leave_out(const char *file, int line) {
-    shim::left_out_file = file;
-    shim::left_out_line = line;
+    *shim::left_out(true) = {file, line};
 }
 
 // Runs a launch; `arguments` point to the values of the parameters. Returns whether it succeeded, else `error` says why.

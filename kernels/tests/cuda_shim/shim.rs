@@ -132,7 +132,7 @@ fn build(path: &Path, options: &[String]) -> Compiled {
         std::fs::rename(&unfinished, &object).expect("the object can be renamed");
     }
     // SAFETY: the object was compiled from sources of this repository; its initialisers only register kernels.
-    let library = unsafe { Library::new(&object) }.unwrap_or_else(|error| panic!("{}: {error}", object.display()));
+    let library = unsafe { Library::new(&object) }.unwrap_or_else(|error| panic!("{}: {error:?}", object.display()));
     Compiled { library }
 }
 
