@@ -40,7 +40,9 @@ fn run(name: &str) {
     let suites = folder.path().join("suites");
     std::fs::create_dir(&suites).expect("writable");
     for entry in std::fs::read_dir(root().join("suites")).expect("suites").flatten() {
-        std::fs::copy(entry.path(), suites.join(entry.file_name())).expect("copied");
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), suites.join(entry.file_name())).expect("copied");
+        }
     }
     let binary = Path::new(env!("CARGO_BIN_EXE_attnbench")).parent().expect("a folder").display().to_string();
     let path = format!("{binary}:{}", std::env::var("PATH").unwrap_or_default());
