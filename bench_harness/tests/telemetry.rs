@@ -94,7 +94,7 @@ fn batches_of_a_throttled_gpu_are_repeated() {
     assert_eq!(throttled[1], &serde_json::json!(["heat or power brake between two readings"]));
     let kept = case["rounds"][0]["device_ns"].as_array().expect("a list");
     let thrown = seen["throttled_device_ns"].as_array().expect("a list");
-    assert!(kept.len() >= 4 && !thrown.is_empty());
+    assert!(!kept.is_empty() && !thrown.is_empty());
     assert!(thrown.iter().all(|sample| !kept.contains(sample)), "no sample of a throttled batch counts");
 }
 
