@@ -9,6 +9,7 @@ pub mod block_sparse;
 mod decode;
 pub mod flash;
 pub mod flash1;
+mod flash_bwd;
 mod geometry;
 pub mod harness;
 pub mod linear;
