@@ -108,6 +108,17 @@ struct KeyWork {
     }
 };
 
+// A tile of queries of a head: where the head's Q and dO begin, its first query, and that one's row in workspaces.
+struct TilePlace {
+    Global<const u16> q, d_o;
+    int query, row;
+    // The next tile of the head, or the first of the next head.
+    DEVICE TilePlace next(const Geometry &geometry, int end_query, int first_query) const {
+        if (query + ROWS < end_query) return {q, d_o, query + ROWS, row + ROWS};
+        return {q + geometry.q.head, d_o + geometry.o.head, first_query, row - query + first_query + padded_rows(geometry)};
+    }
+};
+
 // Shared memory: K, V, two stages of Q and dO, P where warps share keys, dS, two stages of the rows' sums.
 constexpr u32 STAGE_BYTES = QTile::BYTES + GTile::BYTES, STAGES_AT = KTile::BYTES + VTile::BYTES;
 constexpr u32 P_AT = STAGES_AT + 2 * STAGE_BYTES, DS_AT = P_AT + (SIDE_WARPS > 1 ? PTile::BYTES : 0);
@@ -129,48 +140,50 @@ DEVICE void gradients_of_keys(Global<const u16> q, Global<const u16> k, Global<c
         const int group = geometry.heads_q / geometry.heads_kv;
         k = k + (sequence.k + work.head * geometry.k.head);
         v = v + (sequence.v + work.head * geometry.v.head);
-        q = q + sequence.q;
-        d_o = d_o + sequence.o;
-
-        const u32 thread = thread_index(), lane = thread % 32, warp = thread / 32;
-        const u32 warp_key = warp / SIDE_WARPS * WARP_KEYS, side = warp % SIDE_WARPS;
-        const u32 dq_row = warp % DQ_ROW_WARPS * DQ_ROWS, dq_column = warp / DQ_ROW_WARPS;
 
         // Queries that the first key is too old for, and the last too young for, bound those that see some key.
-        const int first_tile = queries_of_key(geometry, sequence, first).first / ROWS;
+        const int first_query = queries_of_key(geometry, sequence, first).first / ROWS * ROWS;
         const int end_query = queries_of_key(geometry, sequence, last).end;
-        const int tiles = max_i32(ceil_div(end_query, ROWS) - first_tile, 0), turns = tiles * group;
+        // Those from here to there see every key.
+        const int first_full = first + KEYS <= sequence.len_kv ? queries_of_key(geometry, sequence, last).first : end_query;
+        const int end_full = queries_of_key(geometry, sequence, first).end;
+        const int tiles = max_i32(ceil_div(end_query - first_query, ROWS), 0);
+        TilePlace place = {q + (sequence.q + work.head * group * geometry.q.head),
+                           d_o + (sequence.o + work.head * group * geometry.o.head), first_query,
+                           i32(first_row(geometry, work.number, work.head * group)) + first_query};
 
-        const auto fetch = [&](int tile, int head, u32 stage) {
-            const u32 at = shared + STAGES_AT + stage * STAGE_BYTES;
-            QTile{at}.copy<THREADS>(q + head * geometry.q.head, thread, tile * ROWS, sequence.len_q, geometry.dim_qk,
-                                    geometry.q.token);
-            GTile{at + QTile::BYTES}.copy<THREADS>(d_o + head * geometry.o.head, thread, tile * ROWS, sequence.len_q,
-                                                   geometry.dim_v, geometry.o.token);
+        const auto fetch = [&](const TilePlace &tile, u32 stage) {
+            const u32 thread = thread_index(), at = shared + STAGES_AT + stage * STAGE_BYTES;
+            QTile{at}.copy<THREADS>(tile.q, thread, tile.query, sequence.len_q, geometry.dim_qk, geometry.q.token);
+            GTile{at + QTile::BYTES}.copy<THREADS>(tile.d_o, thread, tile.query, sequence.len_q, geometry.dim_v, geometry.o.token);
             if (thread < ROWS / 2)
-                copy_async_16(shared + ROW_SUMS_AT + stage * ROW_SUMS_BYTES + thread * 16, row_sums,
-                              (first_row(geometry, work.number, head) + tile * ROWS) * 2 + thread * 4, true);
+                copy_async_16(shared + ROW_SUMS_AT + stage * ROW_SUMS_BYTES + thread * 16, row_sums, i64(tile.row) * 2 + thread * 4,
+                              true);
             copy_async_commit();
         };
-        int tile = first_tile, head = work.head * group;
-        if (turns > 0) {
+        if (tiles > 0) {
+            const u32 thread = thread_index();
             KTile{shared}.copy<THREADS>(k, thread, first, sequence.len_kv, geometry.dim_qk, geometry.k.token);
             VTile{shared + KTile::BYTES}.copy<THREADS>(v, thread, first, sequence.len_kv, geometry.dim_v, geometry.v.token);
-            fetch(tile, head, 0);
+            fetch(place, 0);
         }
 
-        for (int turn = 0; turn < turns; turn++) {
-            const u32 stage = turn % 2, at = shared + STAGES_AT + stage * STAGE_BYTES;
+        u32 stage = 0;
+        for (int turns = tiles * group; turns > 0; turns--) {
+            const u32 at = shared + STAGES_AT + stage * STAGE_BYTES;
             const QTile q_tile{at};
             const GTile g_tile{at + QTile::BYTES};
             const PTile p_tile{shared + P_AT}, ds_tile{shared + DS_AT};
             // This stage is here, and everybody is done with the other and with dS.
             copy_async_wait<0>();
             sync_threads();
-            const bool is_last = tile + 1 == first_tile + tiles;
-            const int next_tile = is_last ? first_tile : tile + 1, next_head = head + is_last;
-            if (turn + 1 < turns) fetch(next_tile, next_head, stage ^ 1);
+            if (turns > 1) {
+                const TilePlace next = place.next(geometry, end_query, first_query);
+                fetch(next, stage ^ 1);
+            }
 
+            const u32 thread = thread_index(), lane = thread % 32, warp = thread / 32;
+            const u32 warp_key = warp / SIDE_WARPS * WARP_KEYS, side = warp % SIDE_WARPS;
             {
                 f32 s[WARP_KEYS / 16][WARP_QUERIES / 8][4], dp[WARP_KEYS / 16][WARP_QUERIES / 8][4];
                 const u32 warp_query = side * WARP_QUERIES;
@@ -180,24 +193,26 @@ DEVICE void gradients_of_keys(Global<const u16> q, Global<const u16> k, Global<c
                     dp, query_place(VTile{shared + KTile::BYTES}, warp_key, lane), key_place(g_tile, warp_query, lane));
                 weigh_columns(s, dp, shared + ROW_SUMS_AT + stage * ROW_SUMS_BYTES + warp_query * sizeof(RowSums), lane,
                               geometry.scale * LOG2_E, geometry);
-                const int last_query = min_i32(tile * ROWS + ROWS, sequence.len_q) - 1;
-                if (!all_see(geometry, sequence, tile * ROWS, last_query, first, first + KEYS)) {
-                    const auto seen = [&](int row) { return queries_of_key(geometry, sequence, first + warp_key + row); };
-                    mask(s, tile * ROWS + warp_query, lane, seen, 0.0f);
-                    mask(dp, tile * ROWS + warp_query, lane, seen, 0.0f);
+                if (place.query < first_full || place.query + ROWS > end_full) {
+                    // What is needed here and nowhere else in the loop is computed again.
+                    const KeyWork work(geometry);
+                    const Sequence sequence = sequence_at(geometry, sequences, work.number);
+                    const auto seen = [&](int row) { return queries_of_key(geometry, sequence, work.first + warp_key + row); };
+                    mask(s, place.query + warp_query, lane, seen, 0.0f);
+                    mask(dp, place.query + warp_query, lane, seen, 0.0f);
                 }
                 if (SIDE_WARPS > 1)
                     store_fragments<Element, PTile, 1>(fragment_place(p_tile, warp_key, warp_query / 8, lane), s);
                 if (SIDE_WARPS > 1 || ADDS_DQ)
                     store_fragments<Element, PTile, 1>(fragment_place(ds_tile, warp_key, warp_query / 8, lane), dp);
+                if (SIDE_WARPS > 1 || ADDS_DQ) {
+                    // P and dS are here.
+                    sync_threads();
+                }
 #if SIDE_WARPS == 1
                 accumulate<Element, WARP_KEYS / 16, ROWS, DIM_V, GTile>(dv_sum, s, value_place(g_tile, 0, lane));
                 accumulate<Element, WARP_KEYS / 16, ROWS, DIM_QK, QTile>(dk_sum, dp, value_place(q_tile, 0, lane));
 #endif
-            }
-            if (SIDE_WARPS > 1 || ADDS_DQ) {
-                // P and dS are here.
-                sync_threads();
             }
 #if SIDE_WARPS > 1
             multiply_tiles<Element, WARP_KEYS / 16, ROWS, DIM_V / SIDE_WARPS, SIDE_WARPS, false, PTile, GTile>(
@@ -206,20 +221,20 @@ DEVICE void gradients_of_keys(Global<const u16> q, Global<const u16> k, Global<c
                 dk_sum, query_place(ds_tile, warp_key, lane), QTile::further(value_place(q_tile, 0, lane), 0, 2 * side));
 #endif
             if constexpr (ADDS_DQ) {
+                const u32 dq_row = warp % DQ_ROW_WARPS * DQ_ROWS, dq_column = warp / DQ_ROW_WARPS;
                 f32 dq[DQ_ROWS / 16][DQ_COLUMNS / 8][4];
                 clear(dq);
                 multiply_tiles<Element, DQ_ROWS / 16, KEYS, DQ_COLUMNS, DQ_COLUMN_WARPS, true, PTile, KTile>(
                     dq, PTile::further(key_place(ds_tile, 0, lane), 0, dq_row / 8),
                     KTile::further(value_place(KTile{shared}, 0, lane), 0, 2 * dq_column));
-                const i64 row = first_row(geometry, work.number, head) + tile * ROWS + dq_row;
-                const i64 at = row / 16 * (DIM_QK / 8) + 2 * dq_column;
+                const i64 at = i64(u32(place.row + dq_row) / 16) * (DIM_QK / 8) + 2 * dq_column;
 #pragma unroll
                 for (int m = 0; m < DQ_ROWS / 16; m++)
 #pragma unroll
                     for (int n = 0; n < DQ_COLUMNS / 8; n++)
                         add_fragment(dq_sums, at + m * (DIM_QK / 8) + n / 2 * 2 * DQ_COLUMN_WARPS + n % 2, lane, dq[m][n]);
             }
-            tile = next_tile, head = next_head;
+            place = place.next(geometry, end_query, first_query), stage ^= 1;
         }
     }
 

@@ -46,7 +46,13 @@ const TILES: [[usize; 8]; DIMS.len()] = [
 impl Shape {
     fn of(dims: (usize, usize), variant: Variant) -> Shape {
         let number = DIMS.iter().position(|known| *known == dims).expect("dims are one of the compiled ones");
-        let [rows, keys, key_warps, side_warps, dq_row_warps, blocks, query_warps, query_keys] = TILES[number];
+        let tiles = match (dims, variant) {
+            // The tiles of the others would spill registers.
+            ((64, 64), Variant::General) => [64, 128, 4, 2, 2, 1, 8, 64],
+            ((128, 128), Variant::General) => [32, 128, 4, 2, 2, 1, 8, 64],
+            _ => TILES[number],
+        };
+        let [rows, keys, key_warps, side_warps, dq_row_warps, blocks, query_warps, query_keys] = tiles;
         Shape { dims, variant, rows, keys, key_warps, side_warps, dq_row_warps, blocks, query_warps, query_keys }
     }
 

@@ -78,6 +78,16 @@ fn no_barrier_of_flash_can_go() {
 }
 
 #[test]
+fn no_barrier_of_flash_s_backward_can_go() {
+    // Warps that own keys, and warps that share them; dQ by sums, and by a pass of its own.
+    let [mut narrow, mut wide] =
+        [64, 128].map(|dim| AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (2, 1), (130, 150), dim));
+    narrow.causal = true;
+    wide.deterministic = true;
+    every_barrier_is_needed(&Flash, &[narrow, wide], &["flash_bwd.cu"]);
+}
+
+#[test]
 fn no_barrier_of_split_kv_can_go() {
     every_barrier_is_needed(&SplitKv, &[decode()], &["decode.cuh"]);
 }
@@ -140,7 +150,14 @@ fn the_oracle_sees_wrong_mathematics() {
     let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
     let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 7] = [
+    let backward = AttentionProblem { phase: Phase::Backward, heads_q: 4, heads_kv: 2, ..prefill((90, 130)) };
+    let capped = AttentionProblem { softcap: Some(2.0), ..backward.clone() };
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 12] = [
+        ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
+        ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
+        ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
+        ("skipped", &Flash, &backward, "flash_bwd.cu", "ceil_div(end_query - first_query, ROWS)", "(end_query - first_query) / ROWS"),
+        ("diagonal", &Flash, &backward, "flash_bwd.cu", "place.query < first_full", "place.query + ROWS < first_full"),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
         ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
