@@ -157,7 +157,7 @@ fn the_oracle_sees_wrong_mathematics() {
         ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
         ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
         ("skipped", &Flash, &backward, "flash_bwd.cu", "ceil_div(end_query - first_query, ROWS)", "(end_query - first_query) / ROWS"),
-        ("diagonal", &Flash, &backward, "flash_bwd.cu", "place.query < first_full", "place.query + ROWS < first_full"),
+        ("diagonal", &Flash, &backward, "geometry.cuh", "max_i32(row - geometry.right, 0)", "max_i32(row - geometry.right + 1, 0)"),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
         ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
