@@ -40,6 +40,7 @@ pub const HEADERS: &[Header] = &[
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("product.cuh"),
+    header!("hopper.cuh"),
 ];
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 mod decode;
 mod faults;
 mod flash;
+mod flash3;
 mod flash_bwd;
+mod groups;
 mod naive;
 mod others;
 mod sabotage;
