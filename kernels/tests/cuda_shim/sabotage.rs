@@ -11,7 +11,7 @@ use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
 use attn_kernels::cuda::{CudaKernel, HEADERS};
-use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Mechanism, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Lengths, Mechanism, Pattern, Phase};
 
 use super::judge;
 use super::shim::{cuda_folder, without_barrier};
@@ -105,6 +105,17 @@ fn no_barrier_of_flash3_can_go() {
     problem.causal_alignment = CausalAlignment::TopLeft;
     let long = AttentionProblem { batch: 1, ..prefill((300, 900)) };
     every_barrier_is_needed(&Flash3, &[long, problem], &["flash3.cu", "hopper.cuh"]);
+}
+
+#[test]
+fn no_barrier_of_flash3_s_backward_can_go() {
+    // Queries and keys that fill no tile, with what lies behind them in memory; more tiles than the rings hold.
+    let mut long = AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (4, 2), (330, 150), 128);
+    long.causal = true;
+    let mut ragged = AttentionProblem { batch: 2, ..long.clone() };
+    ragged.seqlen_q = Lengths::List(vec![200, 330]);
+    ragged.seqlen_kv = Lengths::List(vec![150, 200]);
+    every_barrier_is_needed(&Flash3, &[long, ragged], &["flash3_bwd.cu"]);
 }
 
 #[test]
