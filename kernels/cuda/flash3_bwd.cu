@@ -10,8 +10,8 @@
 // Within a warpgroup dP^T runs beside the exponentials and dV beside dS^T; while one adds to dQ or waits for scores, products of the
 // other run. To begin the next scores before dQ is complete would take more registers than there are (see TUNING.md). Rows behind the end of a sequence, where a tile has what comes after it in memory, are cleared once they are here.
 //
-// Tiles (ROWS x KEYS): d64 128 x 128, d128 64 x 128. A block has a multiprocessor to itself: 384 threads, with 32 registers each
-// where they copy and 240 where they compute.
+// Tiles (ROWS x KEYS): d64 128 x 128, d128 64 x 128. A block has a multiprocessor to itself: 384 threads, of which those that
+// compute take over registers from those that copy.
 // Floor on an H200, a pair at d128: 5 products of 256 FLOPs at 790 TFLOP/s are 1.62 ps, an exponential at 16 a cycle and
 // multiprocessor 0.27 ps, the sums of dQ 4 bytes: at the floor, 2.5 TB/s through the second-level cache, which may rule. From
 // shared memory a pair of tiles reads, at d128, 48 KB of left sides and 192 KB of right sides: 1920 of the 2560 cycles that its
@@ -24,7 +24,8 @@
 using Element = ELEMENT;
 
 constexpr int MATH = KEYS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
-constexpr int COPY_REGISTERS = 32, MATH_REGISTERS = 240;
+// Registers of the warpgroup that copies and of those that compute; together no more than 168 each, which the launch has.
+constexpr int COPY_REGISTERS = ROWS == 128 ? 24 : 40, MATH_REGISTERS = ROWS == 128 ? 240 : 232;
 // Named barriers of the warpgroups that compute: dS^T is there; rows were cleared.
 constexpr u32 EXCHANGED = 1, CLEARED = 2;
 static_assert(MATH == 2, "two warpgroups share dQ");
@@ -71,8 +72,9 @@ struct KeyVisit {
 DEVICE void copy_tiles(const Storage &storage, const TensorMap &q_map, const TensorMap &k_map, const TensorMap &v_map,
                        const TensorMap &g_map, const KeyVisit &visit, const Geometry &geometry, i32 is_flat) {
     const i32 index = is_flat ? 0 : visit.number;
-    const i32 q_token = is_flat ? i32(visit.sequence.q / geometry.q.token) : 0;
-    const i32 k_token = is_flat ? i32(visit.sequence.k / geometry.k.token) : 0;
+    // In chunks of 8 elements, which rows consist of, 32 bits are enough: a division of 64 takes more registers than there are here.
+    const i32 q_token = is_flat ? u32(visit.sequence.q / 8) / u32(geometry.q.token / 8) : 0;
+    const i32 k_token = is_flat ? u32(visit.sequence.k / 8) / u32(geometry.k.token / 8) : 0;
     RingPlace<1> once;
     const u32 barrier = storage.key_ring.acquire(once, KTile::BYTES + VTile::BYTES);
     copy_panels(storage.k, k_map, visit.head, k_token + visit.first, index, barrier);
@@ -90,26 +92,25 @@ DEVICE void copy_tiles(const Storage &storage, const TensorMap &q_map, const Ten
 
 // One warp copies the rows' sums; rows that do not exist have no weight.
 DEVICE void copy_sums(const Storage &storage, Global<const f32> row_sums, const KeyVisit &visit, const Geometry &geometry) {
-    const u32 lane = thread_index() % 32;
+    const i32 end = visit.first_query + visit.tiles * ROWS;
+    i32 row = first_row(geometry, visit.number, visit.head * visit.group);
     RingPlace<STAGES> place;
-    for (i32 head = visit.head * visit.group; head < (visit.head + 1) * visit.group; head++) {
-        const i64 base = first_row(geometry, visit.number, head);
+    for (i32 head = 0; head < visit.group; head++, row += padded_rows(geometry))
 #pragma unroll 1
-        for (i32 tile = 0; tile < visit.tiles; tile++) {
+        for (i32 query = visit.first_query; query < end; query += ROWS) {
             mbarrier_wait(storage.sums_ring.empty(place.slot), place.parity ^ 1);
-#pragma unroll
-            for (int i = 0; i < ROWS / 64; i++) {
-                const i32 pair = i * 32 + lane, query = visit.first_query + tile * ROWS + pair * 2;
+#pragma unroll 1
+            for (u32 pair = thread_index() % 32; pair < ROWS / 2; pair += 32) {
+                const i32 mine = query + i32(pair * 2);
                 const u32 none = f32_to_bits(-minus_infinity());
                 Vec4 two = {{none, 0, none, 0}};
-                if (query < visit.sequence.len_q) two = load_vec4(row_sums, (base + query) * 2);
+                if (mine < visit.sequence.len_q) two = load_vec4(row_sums, i64(row + mine) * 2);
                 store_shared_vec4(storage.sums(place.slot) + pair * 16, two);
             }
             sync_warp();
-            if (lane == 0) mbarrier_arrive(storage.sums_ring.full(place.slot));
+            if (thread_index() % 32 == 0) mbarrier_arrive(storage.sums_ring.full(place.slot));
             place.advance();
         }
-    }
 }
 
 // Clears the rows of a tile from `count` on, with the threads that compute.
@@ -151,8 +152,8 @@ DEVICE void weigh_gradients(f32 (&p)[1][ROWS / 8][4], const f32 (&dp)[ROWS / 8][
 DEVICE void start_queries(f32 (&dq)[8][4], STile ds, KTile k, u32 number) {
     const u32 left = ds.base + (ROWS == 128 ? number * STile::PANEL_BYTES : 0);
     const u32 right = k.base + (ROWS == 128 ? 0 : number * KTile::PANEL_BYTES);
+    // The products before, which nothing has touched registers since, are behind a fence.
     pin(dq);
-    fence_products();
 #pragma unroll
     for (int step = 0; step < KEYS / 16; step++)
         Element::template multiply_tiles<64, true, true>(dq, matrix_descriptor(left + step * 16 * 128, STile::PANEL_BYTES),
