@@ -171,8 +171,10 @@ template <int M> struct Softmax {
             for (int half = 0; half < 2; half++) largest[m][half] = minus_infinity(), sum[m][half] = 0.0f;
     }
 
-    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`.
-    template <int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
+    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`. Where
+    // `slack` is not 0, a row keeps its largest score as long as no weight becomes more than 2^slack: O and the sum are
+    // relative to the same number either way, and rows are rarely to be scaled.
+    template <int slack, int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -182,6 +184,7 @@ template <int M> struct Softmax {
                 for (int n = 0; n < N; n++) top = max_f32(top, max_f32(s[m][n][2 * half], s[m][n][2 * half + 1]));
                 top = max_f32(top, shuffle_xor(top, 1));
                 top = max_f32(top, shuffle_xor(top, 2));
+                if (slack > 0 && (top - largest[m][half]) * factor <= f32(slack)) top = largest[m][half];
                 // A row that has seen nothing keeps weights of 0 instead of 2^(-inf + inf).
                 f32 base = top == minus_infinity() ? 0.0f : top * factor;
                 rescale[m][half] = exp2_fast(largest[m][half] * factor - base);
@@ -212,7 +215,7 @@ template <int M> struct Softmax {
     // Turns scores into weights, and scales what was accumulated so far to the new largest.
     template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
         f32 rescale[M][2];
-        weigh(s, rescale, factor);
+        weigh<0>(s, rescale, factor);
         scale(o, rescale);
     }
 

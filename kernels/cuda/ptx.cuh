@@ -239,6 +239,8 @@ DEVICE f32 shuffle_xor(f32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE f32 shuffle(f32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i32 shuffle(i32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i64 shuffle(i64 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// Whether any lane's value is true.
+DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value); }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
 // i (16 bytes each, aligned). Lane l gets elements 2 (l mod 4) and the next of row l / 4 of matrix i in register i.

@@ -180,6 +180,7 @@ inline i64 shuffle(i64 value, u32 lane, LINE) {
     u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
     return i64(u64(high) << 32 | low);
 }
+inline bool any_lane(bool value, LINE) { return shim::any_lane(value, line); }
 inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
 
