@@ -303,8 +303,10 @@ DEVICE void general_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key,
         }
 }
 
-// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.
-template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range) {
+// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile; `hidden` is what others
+// become.
+template <int M, int N, class Range>
+DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range, f32 hidden = minus_infinity()) {
     lane = opaque(lane);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -316,7 +318,7 @@ template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int j = key + n * 8 + (lane % 4) * 2 + i;
-                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = minus_infinity();
+                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = hidden;
                 }
         }
 }

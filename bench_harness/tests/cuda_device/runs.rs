@@ -31,6 +31,18 @@ seqlen = 150
 head_dim = 64
 
 [[matrix]]
+name = "backward"
+reason = "an O and LSE that nobody times, sums in memory and sums in order"
+kernels = "flash"
+phase = "backward"
+dtype = "bf16"
+causal = true
+deterministic = [false, true]
+heads = "2:1"
+seqlen = 70
+head_dim = 64
+
+[[matrix]]
 name = "decode"
 reason = "keys that are split, and their merge"
 kernels = "split_kv"

@@ -54,6 +54,19 @@ template <class T> inline void store_vec4(Global<T> p, i64 index, Vec4 v, LINE) 
     memcpy(p.pointer + index, &v, 16);
 }
 
+// Blocks run one after another, so a sum is a read and a write; what it adds to has to be there.
+constexpr bool ADDS_IN_FOURS = true;
+inline void reduce_add(Global<f32> p, i64 index, f32 value, LINE) {
+    shim::check_global(p.pointer + index, 4, 4, false, line);
+    shim::check_global(p.pointer + index, 4, 4, true, line);
+    p.pointer[index] += value;
+}
+inline void reduce_add_4(Global<f32> p, i64 index, const f32 (&x)[4], LINE) {
+    shim::check_global(p.pointer + index, 16, 16, false, line);
+    shim::check_global(p.pointer + index, 16, 16, true, line);
+    for (int i = 0; i < 4; i++) p.pointer[index + i] += x[i];
+}
+
 inline u32 shared_memory() { return shim::SHARED_BASE; }
 inline f32 load_shared_f32(u32 address, LINE) {
     f32 value;

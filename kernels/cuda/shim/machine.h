@@ -203,6 +203,8 @@ struct Machine {
     u8 *stacks;
     u32 stack_count;
     bool has_failed;
+    // Whether the last block runs first.
+    bool is_reversed;
     char error[1024];
 #if defined(__x86_64__)
     void *scheduler;

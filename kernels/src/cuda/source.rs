@@ -36,6 +36,7 @@ pub const HEADERS: &[Header] = &[
     header!("ptx.cuh"),
     header!("geometry.cuh"),
     header!("attend.cuh"),
+    header!("flash_bwd.cuh"),
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("product.cuh"),

@@ -89,6 +89,16 @@ fn no_barrier_of_flash_can_go() {
 }
 
 #[test]
+fn no_barrier_of_flash_s_backward_can_go() {
+    // Warps that own keys, and warps that share them; dQ by sums, and by a pass of its own.
+    let [mut narrow, mut wide] =
+        [64, 128].map(|dim| AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (2, 1), (130, 150), dim));
+    narrow.causal = true;
+    wide.deterministic = true;
+    every_barrier_is_needed(&Flash, &[narrow, wide], &["flash_bwd.cu"]);
+}
+
+#[test]
 fn no_barrier_of_flash3_can_go() {
     // Twelve blocks compute two tiles each, with more keys than the rings hold.
     let mut problem = AttentionProblem { batch: 12, ..prefill((200, 700)) };
@@ -160,7 +170,14 @@ fn the_oracle_sees_wrong_mathematics() {
     let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
     let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 7] = [
+    let backward = AttentionProblem { phase: Phase::Backward, heads_q: 4, heads_kv: 2, ..prefill((90, 130)) };
+    let capped = AttentionProblem { softcap: Some(2.0), ..backward.clone() };
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 12] = [
+        ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
+        ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
+        ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
+        ("skipped", &Flash, &backward, "flash_bwd.cu", "ceil_div(end_query - first_query, ROWS)", "(end_query - first_query) / ROWS"),
+        ("diagonal", &Flash, &backward, "geometry.cuh", "max_i32(row - geometry.right, 0)", "max_i32(row - geometry.right + 1, 0)"),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
         ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
