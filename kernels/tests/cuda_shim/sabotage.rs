@@ -10,7 +10,9 @@ use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
 use attn_kernels::cuda::{CudaKernel, HEADERS};
-use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Mechanism, Pattern, Phase};
+use attn_kernels::problem::{
+    AttentionProblem, Bias, CausalAlignment, Dtype, Lengths, Mechanism, Pattern, Phase,
+};
 
 use super::judge;
 use super::shim::{cuda_folder, without_barrier};
@@ -79,7 +81,9 @@ fn no_barrier_of_flash_can_go() {
 
 #[test]
 fn no_barrier_of_split_kv_can_go() {
-    every_barrier_is_needed(&SplitKv, &[decode()], &["decode.cuh"]);
+    // Rows of one warp, and rows that two warps share.
+    let rows = AttentionProblem { heads_q: 24, ..decode() };
+    every_barrier_is_needed(&SplitKv, &[decode(), rows], &["decode.cuh"]);
 }
 
 #[test]
@@ -140,9 +144,16 @@ fn the_oracle_sees_wrong_mathematics() {
     let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
     let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 7] = [
+    let narrow = AttentionProblem { dtype_kv: Dtype::E4m3, ..decode() };
+    let mut ragged = AttentionProblem { batch: 3, ..decode() };
+    ragged.seqlen_kv = Lengths::List(vec![900, 0, 70]);
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 11] = [
+        ("pairs", &SplitKv, &narrow, "decode.cuh", "0x3120", "0x3210"),
+        ("order", &SplitKv, &narrow, "decode.cuh", "word[odd], word[2 + odd]", "word[2 + odd], word[odd]"),
+        ("share", &SplitKv, &general, "partials.cuh", "rounds * (split + 1) / splits * round", "rounds * (split + 1) / splits * round - 1"),
+        ("merged", &SplitKv, &ragged, "partials.cuh", "split < item.splits; split += SHARES", "split + 1 < item.splits; split += SHARES"),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
-        ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
+        ("sinks", &SplitKv, &general, "decode.cuh", "item.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
             "packed",
             &SplitKv,
