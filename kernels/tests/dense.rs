@@ -287,6 +287,7 @@ fn handed_in_masks_agree_with_the_oracle() {
                 (_, Dtype::F32) => Tensor::from_slice(&dims, &all.clone().map(additive).collect::<Vec<_>>()),
                 (_, Dtype::F16) => Tensor::from_slice(&dims, &f16s().collect::<Vec<_>>()),
                 (_, Dtype::Bf16) => Tensor::from_slice(&dims, &bf16s().collect::<Vec<_>>()),
+                (_, Dtype::E4m3) => unreachable!("a bias has the dtype of the queries"),
             };
             inputs.insert(TensorName::Bias, mask);
             assert_eq!(check(&problem, &inputs), 2 * Isa::available().len());

@@ -35,18 +35,17 @@ const fn cut(dims: (usize, usize), kv_bytes: usize, stages: usize, warp_rows: us
 /// The table of all cuts. A multiprocessor streams at 4.3 TB/s / 132 with a latency of some 700 ns, so 23 KiB have to be in
 /// flight there; `4 * (stages - 1) * 16 keys` a block are: the last column, in KiB a multiprocessor at 16 rows.
 #[rustfmt::skip]
-const CUTS: [Cut; 11] = [
+const CUTS: [Cut; 10] = [
     cut((64, 64), 2, 4, 32, (3, 2)),   // 144
     cut((96, 96), 2, 4, 32, (2, 2)),   // 144
     cut((128, 128), 2, 3, 32, (2, 2)), // 128
     cut((192, 128), 2, 2, 32, (2, 2)), // 80
-    cut((192, 192), 2, 2, 16, (2, 2)), // 96
+    cut((192, 192), 2, 2, 16, (2, 1)), // 96
     cut((256, 256), 2, 2, 16, (1, 1)), // 64
-    cut((64, 64), 1, 4, 32, (4, 2)),   // 96
+    cut((64, 64), 1, 4, 32, (3, 2)),   // 72
     cut((128, 128), 1, 4, 16, (2, 2)), // 96
     cut((192, 128), 1, 4, 16, (2, 2)), // 120
-    cut((192, 192), 1, 3, 16, (2, 2)), // 96
-    cut((256, 256), 1, 3, 16, (2, 2)), // 128
+    cut((256, 256), 1, 3, 16, (2, 1)), // 128
 ];
 
 /// A kernel of this family: its name is that of its entry.
@@ -152,7 +151,7 @@ impl Decode {
         for cut in &CUTS {
             for dtype in DTYPES {
                 let dtype_kv = if cut.kv_bytes == 1 { Dtype::E4m3 } else { dtype };
-                for variant in Variant::ALL {
+                for variant in Variant::ALL.into_iter().filter(|&variant| has_variant(dtype_kv, variant)) {
                     for rows in rows_of(variant) {
                         modules.push(self.module(&Shape { cut, rows: *rows }, dtype, dtype_kv, variant));
                     }
@@ -213,20 +212,23 @@ impl Decode {
     }
 }
 
-/// The rows that blocks of a variant may have: the general one is made to be correct, and has the smallest tile alone.
+/// The rows that blocks of a variant may have: the others than the plain one have the smallest tile alone, and read keys again
+/// for each 16 rows.
 fn rows_of(variant: Variant) -> &'static [usize] {
-    if variant == Variant::General { &ROWS[..1] } else { &ROWS }
+    if variant == Variant::Plain { &ROWS } else { &ROWS[..1] }
+}
+
+/// Whether there is this variant for keys of a dtype: of one byte, a softcap is the general one's.
+fn has_variant(dtype_kv: Dtype, variant: Variant) -> bool {
+    dtype_kv != Dtype::E4m3 || variant != Variant::Capped
 }
 
 /// The variant that a problem needs: rows of K and V that are no whole 16 bytes are copied by the general one alone.
 fn variant_of(problem: &AttentionProblem) -> Variant {
     let is_whole = |dim: usize| (dim * problem.dtype_kv.bytes()).is_multiple_of(16);
-    match Variant::of(problem) {
-        Variant::Plain | Variant::Capped if !is_whole(problem.head_dim_qk) || !is_whole(problem.head_dim_v) => {
-            Variant::General
-        }
-        variant => variant,
-    }
+    let variant = Variant::of(problem);
+    let is_copied = is_whole(problem.head_dim_qk) && is_whole(problem.head_dim_v);
+    if is_copied && has_variant(problem.dtype_kv, variant) { variant } else { Variant::General }
 }
 
 /// Workspaces of the partial outputs and their log-sum-exps; null where nothing is merged.

@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn no_place_idles_for_long_whatever_the_lengths() {
-        for tiles in 1..3 * PLACES {
+        for tiles in (1..3 * PLACES).step_by(7) {
             for seed in 0..3 {
                 // Lengths from 8k to 128k, which differ by a factor of 16.
                 let keys: Vec<usize> =
@@ -198,7 +198,7 @@ mod tests {
                 let total: usize = keys.iter().sum();
                 let end = cost(&keys, 1, PLACES, best_share(&keys, 1, PLACES));
                 // What MAX_SPLITS shares of the longest tile take is the least.
-                let least = (total / PLACES).max(keys[0] / MAX_SPLITS);
+                let least = (total / PLACES).max(keys.iter().max().expect("there are tiles") / MAX_SPLITS);
                 assert!(4 * end <= 5 * least + 4 * (MERGE_KEYS + 2 * START_KEYS), "{tiles} tiles: {end} of {least}");
             }
         }

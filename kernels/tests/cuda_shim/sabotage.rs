@@ -148,7 +148,7 @@ fn the_oracle_sees_wrong_mathematics() {
     let mut ragged = AttentionProblem { batch: 3, ..decode() };
     ragged.seqlen_kv = Lengths::List(vec![900, 0, 70]);
     let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 11] = [
-        ("pairs", &SplitKv, &narrow, "decode.cuh", "0x3120", "0x3210"),
+        ("pairs", &SplitKv, &narrow, "decode.cuh", "half], 0x3120)", "half], 0x3210)"),
         ("order", &SplitKv, &narrow, "decode.cuh", "word[odd], word[2 + odd]", "word[2 + odd], word[odd]"),
         ("share", &SplitKv, &general, "partials.cuh", "rounds * (split + 1) / splits * round", "rounds * (split + 1) / splits * round - 1"),
         ("merged", &SplitKv, &ragged, "partials.cuh", "split < item.splits; split += SHARES", "split + 1 < item.splits; split += SHARES"),
@@ -167,8 +167,8 @@ fn the_oracle_sees_wrong_mathematics() {
             &Flash,
             &odd,
             "attend.cuh",
-            "exists && int(index * 8 + e) < dim)",
-            "exists && int(index * 8 + e) + 1 < dim)",
+            "exists && int(index * CHUNK + e) < dim)",
+            "exists && int(index * CHUNK + e) + 1 < dim)",
         ),
         ("odd_store", &Flash, &odd, "geometry.cuh", "if (column + e < dim) store", "if (column + 8 <= dim) store"),
         ("drawn", &Naive, &bigbird, "naive.cu", "(i64(head) * drawn.rows + row)", "(0 * i64(head) + row)"),
