@@ -2,7 +2,7 @@
 //
 // The query heads that share a KV head, times the queries of the call, are the rows of one product, so that each key is read
 // once for all of them; row r is query r / group of head r % group of the group. A block computes ROWS rows over a share of
-// the keys that they see: an item of the schedule of `src/cuda/schedule.rs`. ROW_WARPS warps share the rows; the others work on
+// the keys that they see: an item of the schedule of `src/cuda/shares.rs`. ROW_WARPS warps share the rows; the others work on
 // other keys: each set of ROW_WARPS takes every KEY_WARPS-th step of 16 keys through its own ring of STAGES tiles. Where a
 // set is one warp, no barrier of the block stands before the end, when the sets' partial results are merged. Blocks that
 // share rows leave theirs in memory, in f32 with their log-sum-exps, for `combine`.

@@ -3,7 +3,7 @@
 use super::Source;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::schedule::{Schedule, schedule};
+use super::shares::{Schedule, schedule};
 use super::tensor_core::{self, DTYPES, Variant, element};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};

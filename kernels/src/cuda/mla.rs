@@ -3,7 +3,7 @@
 use super::decode::{push_combine, push_partials};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::schedule::schedule;
+use super::shares::schedule;
 use super::source::source;
 use super::tensor_core::{self, DTYPES, compiled_dims, element};
 use super::{CudaKernel, Source, flash};

@@ -20,7 +20,7 @@ pub mod paged;
 mod plan;
 pub mod resources;
 pub mod sass;
-mod schedule;
+mod shares;
 mod source;
 pub mod split_kv;
 mod tensor_core;
