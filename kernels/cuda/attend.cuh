@@ -174,8 +174,8 @@ template <int M> struct Softmax {
             for (int half = 0; half < 2; half++) largest[m][half] = minus_infinity(), sum[m][half] = 0.0f;
     }
 
-    // Turns scores into weights 2^(factor (s - largest)), and scales what was accumulated so far to the new largest.
-    template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
+    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`.
+    template <int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -187,9 +187,9 @@ template <int M> struct Softmax {
                 top = max_f32(top, shuffle_xor(top, 2));
                 // A row that has seen nothing keeps weights of 0 instead of 2^(-inf + inf).
                 f32 base = top == minus_infinity() ? 0.0f : top * factor;
-                f32 rescale = exp2_fast(largest[m][half] * factor - base);
+                rescale[m][half] = exp2_fast(largest[m][half] * factor - base);
                 largest[m][half] = top;
-                f32 total = sum[m][half] * rescale;
+                f32 total = sum[m][half] * rescale[m][half];
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
@@ -199,9 +199,24 @@ template <int M> struct Softmax {
                         total += weight;
                     }
                 sum[m][half] = total;
-#pragma unroll
-                for (int d = 0; d < D; d++) o[m][d][2 * half] *= rescale, o[m][d][2 * half + 1] *= rescale;
             }
+    }
+
+    // Scales rows by a number each.
+    template <int D> static DEVICE void scale(f32 (&o)[M][D][4], const f32 (&rescale)[M][2]) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int d = 0; d < D; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) o[m][d][i] *= rescale[m][i / 2];
+    }
+
+    // Turns scores into weights, and scales what was accumulated so far to the new largest.
+    template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
+        f32 rescale[M][2];
+        weigh(s, rescale, factor);
+        scale(o, rescale);
     }
 
     // Adds the sums of the four lanes of a row.

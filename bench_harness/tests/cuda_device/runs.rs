@@ -12,7 +12,7 @@ const EVERY_KERNEL: &str = r#"
 [[matrix]]
 name = "prefill"
 reason = "kernels on tensor cores and off them"
-kernels = ["naive", "flash1", "flash", "block_sparse"]
+kernels = ["naive", "flash1", "flash", "flash3", "block_sparse"]
 dtype = "bf16"
 causal = true
 heads = "2:1"

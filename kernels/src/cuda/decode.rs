@@ -3,7 +3,7 @@
 use super::Source;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::shares::{Schedule, schedule};
+use super::shares::{Shares, share_out};
 use super::tensor_core::{self, DTYPES, Variant, element};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
@@ -176,8 +176,8 @@ impl Decode {
         let mut plan = CudaPlan::default();
         let module = plan.module(self.module(&shape, problem.dtype, problem.dtype_kv, variant));
         let sequences = geometry.sequences(&mut plan);
-        let schedule = schedule(&mut plan, &geometry, shape.rows, shape.places(device));
-        let partials = push_partials(&mut plan, &geometry, &schedule, shape.rows);
+        let shares = share_out(&mut plan, &geometry, shape.rows, shape.places(device));
+        let partials = push_partials(&mut plan, &geometry, &shares, shape.rows);
         let [bool_bias, additive_bias] = tensor_core::biases(problem);
         let mut arguments = vec![
             Argument::Tensor(TensorName::Q),
@@ -189,11 +189,11 @@ impl Decode {
             bool_bias,
             additive_bias,
             sequences.clone(),
-            schedule.table.clone(),
+            shares.table.clone(),
             geometry.argument(),
             partials[0].clone(),
             partials[1].clone(),
-            Argument::I32(schedule.splits as i32),
+            Argument::I32(shares.splits as i32),
         ];
         if problem.kv_layout != KvLayout::Contiguous {
             arguments.push(Argument::Tensor(TensorName::PageTable));
@@ -201,13 +201,13 @@ impl Decode {
         plan.launches.push(Launch {
             module,
             entry: name,
-            grid: grid_of(name, &[schedule.items, geometry.heads_kv])?,
+            grid: grid_of(name, &[shares.items, geometry.heads_kv])?,
             block: [32 * WARPS as u32, 1, 1],
             shared_bytes: shape.shared_bytes(),
             arguments,
         });
         let sinks = tensor_core::sinks(problem);
-        push_combine(&mut plan, name, &geometry, module, (&schedule, shape.rows), partials, [sinks, sequences])?;
+        push_combine(&mut plan, name, &geometry, module, (&shares, shape.rows), partials, [sinks, sequences])?;
         Ok(plan)
     }
 }
@@ -235,13 +235,13 @@ fn variant_of(problem: &AttentionProblem) -> Variant {
 pub(super) fn push_partials(
     plan: &mut CudaPlan,
     geometry: &Geometry,
-    schedule: &Schedule,
+    shares: &Shares,
     rows_a_tile: usize,
 ) -> [Argument; 2] {
-    if schedule.merged_tiles == 0 {
+    if shares.merged_tiles == 0 {
         return [Argument::Null, Argument::Null];
     }
-    let rows = (schedule.slots * geometry.heads_kv * rows_a_tile) as u64;
+    let rows = (shares.slots * geometry.heads_kv * rows_a_tile) as u64;
     let pitch = geometry.dim_v.next_multiple_of(8) as u64;
     [plan.workspace(4 * rows * pitch), plan.workspace(4 * rows)]
 }
@@ -252,17 +252,17 @@ pub(super) fn push_combine(
     kernel: &str,
     geometry: &Geometry,
     module: usize,
-    (schedule, rows_a_tile): (&Schedule, usize),
+    (shares, rows_a_tile): (&Shares, usize),
     [partial_o, partial_lse]: [Argument; 2],
     [sinks, sequences]: [Argument; 2],
 ) -> Result<(), KernelError> {
-    if schedule.merged_tiles == 0 {
+    if shares.merged_tiles == 0 {
         return Ok(());
     }
     plan.launches.push(Launch {
         module,
         entry: "combine",
-        grid: grid_of(kernel, &[schedule.merged_tiles, geometry.heads_kv, rows_a_tile / WARPS])?,
+        grid: grid_of(kernel, &[shares.merged_tiles, geometry.heads_kv, rows_a_tile / WARPS])?,
         block: [32 * WARPS as u32, 1, 1],
         shared_bytes: 0,
         arguments: vec![
@@ -272,9 +272,9 @@ pub(super) fn push_combine(
             Argument::OptionalTensor(TensorName::Lse),
             sinks,
             sequences,
-            schedule.merged_table.clone(),
+            shares.merged_table.clone(),
             geometry.argument(),
-            Argument::I32(schedule.splits as i32),
+            Argument::I32(shares.splits as i32),
         ],
     });
     Ok(())

@@ -3,7 +3,7 @@
 use super::decode::{push_combine, push_partials};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::shares::schedule;
+use super::shares::share_out;
 use super::source::source;
 use super::tensor_core::{self, DTYPES, compiled_dims, element};
 use super::{CudaKernel, Source, flash};
@@ -82,8 +82,8 @@ impl CudaKernel for Mla {
         let module = plan.module(module(problem.dtype));
         let sequences = geometry.sequences(&mut plan);
         // One block a multiprocessor.
-        let schedule = schedule(&mut plan, &geometry, ROWS, device.multiprocessors as usize);
-        let partials = push_partials(&mut plan, &geometry, &schedule, ROWS);
+        let shares = share_out(&mut plan, &geometry, ROWS, device.multiprocessors as usize);
+        let partials = push_partials(&mut plan, &geometry, &shares, ROWS);
         let page_table = match problem.kv_layout {
             KvLayout::Contiguous => Argument::Null,
             KvLayout::Paged { .. } => Argument::Tensor(TensorName::PageTable),
@@ -91,7 +91,7 @@ impl CudaKernel for Mla {
         plan.launches.push(Launch {
             module,
             entry: "mla",
-            grid: grid_of("mla", &[schedule.items])?,
+            grid: grid_of("mla", &[shares.items])?,
             block: [THREADS, 1, 1],
             shared_bytes: SHARED_BYTES,
             arguments: vec![
@@ -100,15 +100,15 @@ impl CudaKernel for Mla {
                 Argument::Tensor(TensorName::O),
                 Argument::OptionalTensor(TensorName::Lse),
                 sequences.clone(),
-                schedule.table.clone(),
+                shares.table.clone(),
                 geometry.argument(),
                 partials[0].clone(),
                 partials[1].clone(),
-                Argument::I32(schedule.splits as i32),
+                Argument::I32(shares.splits as i32),
                 page_table,
             ],
         });
-        let merged = (&schedule, ROWS);
+        let merged = (&shares, ROWS);
         push_combine(&mut plan, "mla", &geometry, module, merged, partials, [Argument::Null, sequences])?;
         Ok(plan)
     }

@@ -2,7 +2,7 @@
 
 use super::nvrtc::{Nvrtc, NvrtcError};
 use super::sass::{Disassembler, InstructionMix, SassError};
-use super::{CUDA_KERNELS, Module};
+use super::{CUDA_KERNELS, CudaKernel, Module};
 
 /// One kernel of a module on one architecture.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -53,10 +53,25 @@ pub fn check_architecture(name: &str) -> Result<(), String> {
     }
 }
 
+/// The compute capability of an architecture: 90 of `sm_90a`.
+fn capability(architecture: &str) -> Option<u32> {
+    architecture.strip_prefix("sm_")?.trim_end_matches(['a', 'f']).parse().ok()
+}
+
+/// Every module of every kernel for an architecture, once, and those of the harness.
+pub fn modules_for(architecture: &str) -> Vec<Module> {
+    let capability = capability(architecture);
+    modules_of(|kernel| capability.is_some_and(|capability| kernel.is_for(capability)))
+}
+
 /// Every module of every kernel, once, and those of the harness.
 pub fn all_modules() -> Vec<Module> {
+    modules_of(|_| true)
+}
+
+fn modules_of(is_wanted: impl Fn(&dyn CudaKernel) -> bool) -> Vec<Module> {
     let mut modules: Vec<Module> = super::harness::modules();
-    for module in CUDA_KERNELS.iter().flat_map(|kernel| kernel.modules()) {
+    for module in CUDA_KERNELS.iter().filter(|kernel| is_wanted(**kernel)).flat_map(|kernel| kernel.modules()) {
         if !modules.contains(&module) {
             modules.push(module);
         }

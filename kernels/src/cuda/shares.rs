@@ -26,7 +26,7 @@ pub(super) const MAX_SPLITS: usize = 128;
 const MAX_TRIED_BLOCKS: usize = 1 << 18;
 
 /// Who does what in a launch of a decode kernel, and what has to be merged after it.
-pub(super) struct Schedule {
+pub(super) struct Shares {
     /// Items; each is a block for every KV head.
     pub(super) items: usize,
     /// The table of items, or null where the batch is uniform.
@@ -112,7 +112,7 @@ fn cost(keys: &[usize], heads: usize, places: usize, most: usize) -> usize {
 
 /// The schedule of a problem whose blocks take `rows` packed rows each, of which `places` blocks run at a time. Its tables
 /// become the plan's.
-pub(super) fn schedule(plan: &mut CudaPlan, geometry: &Geometry, rows: usize, places: usize) -> Schedule {
+pub(super) fn share_out(plan: &mut CudaPlan, geometry: &Geometry, rows: usize, places: usize) -> Shares {
     let tiles = row_tiles(geometry, rows);
     let keys: Vec<usize> = tiles.iter().map(|tile| tile.keys).collect();
     let most = best_share(&keys, geometry.heads_kv, places);
@@ -120,7 +120,7 @@ pub(super) fn schedule(plan: &mut CudaPlan, geometry: &Geometry, rows: usize, pl
     if geometry.is_uniform() {
         let splits = tiles.iter().map(count).max().unwrap_or(1);
         let merged_tiles = if splits > 1 { tiles.len() } else { 0 };
-        return Schedule {
+        return Shares {
             items: tiles.len() * splits,
             table: Argument::Null,
             splits,
@@ -147,7 +147,7 @@ pub(super) fn schedule(plan: &mut CudaPlan, geometry: &Geometry, rows: usize, pl
         });
         plan.table(bytes.take())
     };
-    Schedule {
+    Shares {
         items: items.len(),
         merged_tiles: merged.len(),
         table: table(items.into_iter().map(|(_, item)| item).collect()),

@@ -3,6 +3,8 @@
 mod decode;
 mod faults;
 mod flash;
+mod flash3;
+mod groups;
 mod naive;
 mod others;
 mod sabotage;

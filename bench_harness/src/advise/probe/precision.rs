@@ -8,7 +8,7 @@ use super::lab::{self, SEED};
 use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
-use crate::kv::shape::softmax_layers;
+use crate::suite::presets::LayerGroup;
 
 const LENGTH: usize = 2048;
 const ROWS: usize = 64;
@@ -43,7 +43,7 @@ impl Probe for Precision {
 
 /// The change of the last rows.
 pub fn change() -> f64 {
-    let problem = lab::problem(&softmax_layers(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
+    let problem = lab::problem(&LayerGroup::dense(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
     let spec = InputSpec::new(&problem, SEED);
     let generator = Generator::new(&problem, &spec, 0);
     let exact = |name: TensorName, head: usize, token: usize, out: &mut [f32]| generator.row(name, 0, head, token, out);

@@ -1,0 +1,86 @@
+//! `flash3`: lengths, masks, head dimensions, layouts, packed heads.
+
+use attn_kernels::cuda::CudaKernel;
+use attn_kernels::cuda::flash3::Flash3;
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+
+use super::flash::{irregular_lengths, problem};
+use super::{DEVICE, check};
+
+#[test]
+fn irregular() {
+    irregular_lengths(&Flash3);
+}
+
+#[test]
+fn windows() {
+    for (index, (left, right)) in
+        [(0, 0), (15, 0), (64, 64), (200, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
+    {
+        let (len_q, len_kv) = [(400, 400), (70, 300), (200, 65)][index % 3];
+        let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
+        problem.pattern = Pattern::Window { left, right };
+        problem.causal = index % 3 == 1;
+        problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
+        check(&Flash3, &problem);
+    }
+}
+
+/// Every compiled width, and widths that fill one in part.
+#[test]
+fn head_dimensions() {
+    let dims =
+        [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24), (192, 192)];
+    for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
+        let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (140, 290), dim_qk);
+        problem.head_dim_v = dim_v;
+        problem.causal = true;
+        problem.softcap = (index % 3 == 2).then_some(20.0);
+        check(&Flash3, &problem);
+    }
+}
+
+#[test]
+fn shared_heads_ragged_batches_and_sinks() {
+    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
+        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
+            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
+            problem.batch = 4;
+            problem.layout = layout;
+            problem.causal = index != 1;
+            problem.sinks = index != 0;
+            problem.softcap = (index == 2).then_some(3.0);
+            problem.scale = (index == 1).then_some(0.25);
+            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
+            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
+            check(&Flash3, &problem);
+        }
+    }
+}
+
+/// Few queries a head, so that tiles pack heads: also groups of which a power of two is only a part.
+#[test]
+fn packed_heads() {
+    for (index, heads) in [(8, 1), (12, 2), (6, 2), (32, 4)].into_iter().enumerate() {
+        for phase in [Phase::Decode, Phase::Append] {
+            let len_q = if phase == Phase::Decode { 1 } else { 19 };
+            let mut problem =
+                AttentionProblem::softmax(phase, [Dtype::Bf16, Dtype::F16][index % 2], 2, heads, (len_q, 300), 64);
+            problem.causal = true;
+            problem.sinks = index == 1;
+            problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
+            check(&Flash3, &problem);
+        }
+    }
+}
+
+/// More tiles than blocks, so that blocks compute several.
+#[test]
+fn blocks_stay_for_many_tiles() {
+    let mut problem = problem(Dtype::Bf16, (6, 2), (450, 450), 128);
+    problem.batch = 2;
+    problem.causal = true;
+    let plan = Flash3.plan(&problem, &DEVICE).expect("a plan");
+    assert_eq!(plan.launches[0].grid, [DEVICE.multiprocessors, 1, 1]);
+    check(&Flash3, &problem);
+}
