@@ -45,32 +45,34 @@ template <int TILE_ROWS, int DIM> struct Tile {
     }
 
     // The same where `start(row)` is the element at which a row begins. All threads call it equally often.
-    template <int THREADS, class Start>
-    DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
+    // Elements of one byte lie two in the place of one: the tile is half as wide, and a chunk is 16 of them.
+    template <int THREADS, class T, class Start>
+    DEVICE void copy_rows(Global<const T> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int CHUNK = 16 / sizeof(T);
         thread = opaque(thread);
-        if (VARIANT == GENERAL_VARIANT && dim % 8 != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
+        if (VARIANT == GENERAL_VARIANT && dim % CHUNK != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
         constexpr int STRIDE = THREADS / PANEL;
         static_assert(TILE_ROWS % STRIDE == 0 || TILE_ROWS < STRIDE, "each thread copies whole columns of chunks");
         const u32 row = thread / PANEL, column = thread % PANEL;
 #pragma unroll
         for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
             const bool exists = first + int(row) + i * STRIDE < end;
-            const i64 at = start(first + row + i * STRIDE) + column * 8;
+            const i64 at = start(first + row + i * STRIDE) + column * CHUNK;
             if (TILE_ROWS < STRIDE && row >= TILE_ROWS) break;
             // Rows that are a multiple of 8 apart are exchanged alike.
             const u32 to = STRIDE % 8 == 0 ? chunk(row, column) + i * STRIDE * ROW_BYTES : chunk(row + i * STRIDE, column);
 #pragma unroll
             for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
-                const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
-                copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * 8, is_valid);
+                const bool is_valid = exists && int(panel * PANEL + column) * CHUNK < dim;
+                copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * CHUNK, is_valid);
             }
         }
     }
 
     // The same of rows that are no whole chunks, whose elements only are aligned: these copies are over when it returns.
-    template <int THREADS, class Start>
-    DEVICE void copy_elements(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
-        constexpr int STRIDE = THREADS / PANEL;
+    template <int THREADS, class T, class Start>
+    DEVICE void copy_elements(Global<const T> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int STRIDE = THREADS / PANEL, CHUNK = 16 / sizeof(T), A_WORD = 4 / sizeof(T);
         const u32 row = thread / PANEL, column = thread % PANEL;
 #pragma unroll 1
         for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
@@ -81,8 +83,9 @@ template <int TILE_ROWS, int DIM> struct Tile {
             for (u32 index = column; index < DIM / 8; index += PANEL) {
                 Vec4 v = {};
 #pragma unroll
-                for (u32 e = 0; e < 8; e++)
-                    if (exists && int(index * 8 + e) < dim) v.word[e / 2] |= u32(load(from, at + index * 8 + e)) << e % 2 * 16;
+                for (u32 e = 0; e < CHUNK; e++)
+                    if (exists && int(index * CHUNK + e) < dim)
+                        v.word[e / A_WORD] |= u32(load(from, at + index * CHUNK + e)) << e % A_WORD * (32 / A_WORD);
                 store_shared_vec4(chunk(row + i * STRIDE, index), v);
             }
         }

@@ -58,6 +58,7 @@ reason = "a page table, which is a static input"
 kernels = "paged"
 phase = "decode"
 dtype = "bf16"
+dtype_kv = ["bf16", "e4m3"]
 heads = "4:1"
 seqlen = 90
 head_dim = 64

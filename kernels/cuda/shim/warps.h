@@ -44,6 +44,12 @@ inline u32 float_to_bits(f32 value) {
     memcpy(&bits, &value, 4);
     return bits;
 }
+inline f32 e4m3_to_f32(u8 bits) {
+    u32 exponent = bits >> 3 & 15, mantissa = bits & 7;
+    f32 size = exponent ? ldexpf(1.0f + mantissa / 8.0f, int(exponent) - 7) : ldexpf(f32(mantissa), -9);
+    if ((bits & 127) == 127) size = NAN;
+    return bits & 128 ? -size : size;
+}
 inline f32 bf16_to_f32(u16 bits) { return bits_to_float(u32(bits) << 16); }
 inline u16 f32_to_bf16(f32 x) {
     u32 bits = float_to_bits(x);

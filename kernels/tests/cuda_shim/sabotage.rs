@@ -11,7 +11,9 @@ use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
 use attn_kernels::cuda::{CudaKernel, HEADERS};
-use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Mechanism, Pattern, Phase};
+use attn_kernels::problem::{
+    AttentionProblem, Bias, CausalAlignment, Dtype, Lengths, Mechanism, Pattern, Phase,
+};
 
 use super::judge;
 use super::shim::{cuda_folder, without_barrier};
@@ -109,7 +111,9 @@ fn no_barrier_of_flash3_can_go() {
 
 #[test]
 fn no_barrier_of_split_kv_can_go() {
-    every_barrier_is_needed(&SplitKv, &[decode()], &["decode.cuh"]);
+    // Rows of one warp, and rows that two warps share.
+    let rows = AttentionProblem { heads_q: 24, ..decode() };
+    every_barrier_is_needed(&SplitKv, &[decode(), rows], &["decode.cuh"]);
 }
 
 #[test]
@@ -172,14 +176,21 @@ fn the_oracle_sees_wrong_mathematics() {
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
     let backward = AttentionProblem { phase: Phase::Backward, heads_q: 4, heads_kv: 2, ..prefill((90, 130)) };
     let capped = AttentionProblem { softcap: Some(2.0), ..backward.clone() };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 12] = [
+    let narrow = AttentionProblem { dtype_kv: Dtype::E4m3, ..decode() };
+    let mut ragged = AttentionProblem { batch: 3, ..decode() };
+    ragged.seqlen_kv = Lengths::List(vec![900, 0, 70]);
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 16] = [
         ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
         ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
         ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
         ("skipped", &Flash, &backward, "flash_bwd.cu", "ceil_div(end_query - first_query, ROWS)", "(end_query - first_query) / ROWS"),
         ("diagonal", &Flash, &backward, "geometry.cuh", "max_i32(row - geometry.right, 0)", "max_i32(row - geometry.right + 1, 0)"),
+        ("pairs", &SplitKv, &narrow, "decode.cuh", "half], 0x3120)", "half], 0x3210)"),
+        ("order", &SplitKv, &narrow, "decode.cuh", "word[odd], word[2 + odd]", "word[2 + odd], word[odd]"),
+        ("share", &SplitKv, &general, "partials.cuh", "rounds * (split + 1) / splits * round", "rounds * (split + 1) / splits * round - 1"),
+        ("merged", &SplitKv, &ragged, "partials.cuh", "split < item.splits; split += SHARES", "split + 1 < item.splits; split += SHARES"),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
-        ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
+        ("sinks", &SplitKv, &general, "decode.cuh", "item.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
             "packed",
             &SplitKv,
@@ -193,8 +204,8 @@ fn the_oracle_sees_wrong_mathematics() {
             &Flash,
             &odd,
             "attend.cuh",
-            "exists && int(index * 8 + e) < dim)",
-            "exists && int(index * 8 + e) + 1 < dim)",
+            "exists && int(index * CHUNK + e) < dim)",
+            "exists && int(index * CHUNK + e) + 1 < dim)",
         ),
         ("odd_store", &Flash, &odd, "geometry.cuh", "if (column + e < dim) store", "if (column + 8 <= dim) store"),
         ("drawn", &Naive, &bigbird, "naive.cu", "(i64(head) * drawn.rows + row)", "(0 * i64(head) + row)"),
