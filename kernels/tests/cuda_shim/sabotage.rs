@@ -69,7 +69,7 @@ fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem
             assert!(is_missed, "{file}:{}: `{code}` is not missed", number + 1);
         }
     }
-    assert!(removed >= 3, "{} has barriers", kernel.name());
+    assert!(removed >= 2, "{} has barriers", kernel.name());
 }
 
 #[test]
@@ -140,7 +140,26 @@ fn the_oracle_sees_wrong_mathematics() {
     let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
     let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 7] = [
+    let strided = Pattern::Strided { stride: 12 };
+    let strided = AttentionProblem { pattern: strided, heads_q: 8, heads_kv: 2, ..prefill((300, 300)) };
+    let parts = AttentionProblem {
+        pattern: Pattern::Longformer { window: 9, global: 30, dilation: 1 },
+        causal: false,
+        causal_alignment: CausalAlignment::TopLeft,
+        ..prefill((40, 2600))
+    };
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 11] = [
+        ("kept", &BlockSparse, &parts, "block_sparse.cu", "take, x * keep)", "take, x)"),
+        ("taken", &BlockSparse, &strided, "block_sparse.cu", "load(sums.sum, slot) * take", "load(sums.sum, slot)"),
+        ("packed_heads", &BlockSparse, &strided, "block_sparse.cu", "packed * geometry.q.head", "0 * geometry.q.head"),
+        (
+            "bits",
+            &BlockSparse,
+            &strided,
+            "block_sparse.cu",
+            "if (!(own >> (n * 8 + i) & 1))",
+            "if (!(own >> (n * 8) & 1))",
+        ),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
         ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
