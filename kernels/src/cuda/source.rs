@@ -39,6 +39,7 @@ pub const HEADERS: &[Header] = &[
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("product.cuh"),
+    header!("linear.cuh"),
 ];
 
 #[cfg(test)]

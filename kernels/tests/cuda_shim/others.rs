@@ -204,3 +204,32 @@ fn mla_prefill() {
     problem.causal = true;
     check(&Mla, &problem);
 }
+
+/// The kernel on tensor cores: lengths around chunks and segments, both alignments, shared heads, every width, tiles of columns.
+#[test]
+fn linear_prefill_in_chunks() {
+    let dims = [(64, 64), (128, 128), (256, 264), (40, 72)];
+    let lengths = [(1, 1), (64, 64), (65, 65), (450, 450), (100, 230), (230, 100), (7, 130), (129, 640)];
+    for (index, lengths) in lengths.into_iter().enumerate() {
+        for causal in [false, true] {
+            let dtype = [Dtype::Bf16, Dtype::F16][(index + usize::from(causal)) % 2];
+            let heads = [(2, 1), (1, 1), (3, 3)][index % 3];
+            let mut problem = linear(dtype, Phase::Prefill, heads, lengths, dims[index % 4]);
+            problem.causal = causal;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 2 % 2];
+            problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            check(&Linear, &problem);
+        }
+    }
+    for feature_map in FeatureMap::ALL {
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let mut problem = linear(dtype, Phase::Prefill, (2, 2), (0, 0), (64, 64));
+            problem.mechanism = Mechanism::Linear { feature_map, normalised: feature_map == FeatureMap::Relu };
+            problem.batch = 3;
+            problem.causal = dtype == Dtype::Bf16;
+            problem.seqlen_q = Lengths::List(vec![300, 1, 70]);
+            problem.seqlen_kv = Lengths::List(vec![300, 90, 0]);
+            check(&Linear, &problem);
+        }
+    }
+}

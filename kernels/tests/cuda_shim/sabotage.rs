@@ -10,7 +10,7 @@ use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
 use attn_kernels::cuda::{CudaKernel, HEADERS};
-use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Mechanism, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Lengths, Mechanism, Pattern, Phase};
 
 use super::judge;
 use super::shim::{cuda_folder, without_barrier};
@@ -102,14 +102,24 @@ fn no_barrier_of_naive_can_go() {
 
 #[test]
 fn no_barrier_of_linear_can_go() {
-    let linear = |phase, causal| AttentionProblem {
+    let linear = |phase, causal, dtype| AttentionProblem {
         mechanism: Mechanism::LINEAR,
         phase,
         causal,
+        dtype,
+        dtype_kv: dtype,
         ..prefill(if phase == Phase::Decode { (3, 50) } else { (100, 100) })
     };
-    let problems = [linear(Phase::Prefill, true), linear(Phase::Prefill, false), linear(Phase::Decode, true)];
-    every_barrier_is_needed(&Linear, &problems, &["linear.cu"]);
+    let plain = [
+        linear(Phase::Prefill, true, Dtype::F32),
+        linear(Phase::Prefill, false, Dtype::F32),
+        linear(Phase::Decode, true, Dtype::F32),
+    ];
+    every_barrier_is_needed(&Linear, &plain, &["linear.cu"]);
+    let mut segments = linear(Phase::Prefill, true, Dtype::F16);
+    (segments.seqlen_q, segments.seqlen_kv) = (Lengths::Same(450), Lengths::Same(450));
+    let chunks = [segments, linear(Phase::Prefill, false, Dtype::Bf16)];
+    every_barrier_is_needed(&Linear, &chunks, &["linear_chunks.cu"]);
 }
 
 #[test]
@@ -150,8 +160,8 @@ fn the_oracle_sees_wrong_mathematics() {
     };
     let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 11] = [
         ("kept", &BlockSparse, &parts, "block_sparse.cu", "take, x * keep)", "take, x)"),
-        ("taken", &BlockSparse, &strided, "block_sparse.cu", "load(sums.sum, slot) * take", "load(sums.sum, slot)"),
-        ("packed_heads", &BlockSparse, &strided, "block_sparse.cu", "packed * geometry.q.head", "0 * geometry.q.head"),
+        ("taken", &BlockSparse, &parts, "block_sparse.cu", "load(sums.sum, slot) * take", "load(sums.sum, slot)"),
+        ("packed_heads", &BlockSparse, &strided, "block_sparse.cu", "= packed * geometry", "= (packed & 0) * geometry"),
         (
             "bits",
             &BlockSparse,
