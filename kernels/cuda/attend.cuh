@@ -245,14 +245,14 @@ template <int M> struct Softmax {
         return sum[m][half] > 0.0f ? (largest[m][half] * factor + log2_fast(sum[m][half])) * LN_2 : minus_infinity();
     }
 
-    // Writes those of the warp's first `count` rows, one after another.
-    DEVICE void write_log_sum_exps(Global<f32> to, int count, u32 lane, f32 factor) const {
+    // Writes those of the warp's first `count` rows, `step` numbers apart.
+    DEVICE void write_log_sum_exps(Global<f32> to, int count, u32 lane, f32 factor, int step = 1) const {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = m * 16 + half * 8 + lane / 4;
-                if (lane % 4 == 0 && row < count) store(to, row, log_sum_exp(m, half, factor));
+                if (lane % 4 == 0 && row < count) store(to, row * step, log_sum_exp(m, half, factor));
             }
     }
 };

@@ -117,7 +117,8 @@ pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts) -> Result<C
     let geometry = Geometry::new(problem);
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("what flash supports");
     let shape = Shape::of(dims, variant_of(problem));
-    let [keys_bytes, queries_bytes] = [shape.keys_shared_bytes(), shape.queries_shared_bytes()].map(|bytes| bytes as u32);
+    let [keys_bytes, queries_bytes] =
+        [shape.keys_shared_bytes(), shape.queries_shared_bytes()].map(|bytes| bytes as u32);
     device.require_shared(NAME, if problem.deterministic { keys_bytes.max(queries_bytes) } else { keys_bytes })?;
 
     let mut plan = CudaPlan::default();
