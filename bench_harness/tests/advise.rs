@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use assert_cmd::Command;
+use attn_kernels::e4m3::e4m3;
 use attnbench::advise::assess::assess_all;
 use attnbench::advise::choose::choose;
 use attnbench::advise::curve::{Basis, Curve, Point};
@@ -10,7 +11,7 @@ use attnbench::advise::latency::{rates, step};
 use attnbench::advise::probe::concentration::concentration;
 use attnbench::advise::probe::distance::distance;
 use attnbench::advise::probe::diversity::retained;
-use attnbench::advise::probe::precision::{change, to_e4m3};
+use attnbench::advise::probe::precision::change;
 use attnbench::advise::probe::recall::{TRIALS, recall};
 use attnbench::advise::probe::{latent, relay::relayed};
 use attnbench::advise::{Design, Memo, Scenario, cases, library};
@@ -129,7 +130,7 @@ fn a_latent_holds_what_its_rank_allows() {
 fn eight_bits() {
     for (x, rounded) in [(0.0, 0.0), (1.0, 1.0), (1.06, 1.0), (1.07, 1.125), (-17.0, -16.0), (1e6, 448.0), (1e-4, 0.0)]
     {
-        assert_eq!(to_e4m3(x), rounded, "{x}");
+        assert_eq!(e4m3::from_f32(x).to_f32(), rounded, "{x}");
     }
     let change = change();
     assert!(change > 0.005 && change < 0.06, "{change}");

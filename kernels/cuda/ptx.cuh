@@ -261,6 +261,8 @@ DEVICE f32 shuffle_xor(f32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE f32 shuffle(f32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i32 shuffle(i32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i64 shuffle(i64 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// Whether any lane's value is true.
+DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value); }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
 // i (16 bytes each, aligned). Lane l gets elements 2 (l mod 4) and the next of row l / 4 of matrix i in register i.
@@ -387,6 +389,17 @@ struct Bf16 {
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
         return pair;
     }
+    // A pair of f16, rounded; exact for what came from e4m3.
+    static DEVICE u32 of_halves(u32 pair) {
+        f32 low, high;
+        asm("{ .reg .b16 l, h;\n"
+            "mov.b32 {l, h}, %2;\n"
+            "cvt.f32.f16 %0, l;\n"
+            "cvt.f32.f16 %1, h; }"
+            : "=f"(low), "=f"(high)
+            : "r"(pair));
+        return pack(low, high);
+    }
     static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%0, %1, %2, %3};"
@@ -409,6 +422,7 @@ struct F16 {
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
         return pair;
     }
+    static DEVICE u32 of_halves(u32 pair) { return pair; }
     static DEVICE void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%0, %1, %2, %3};"
@@ -419,6 +433,34 @@ struct F16 {
     PRODUCTS_OF_WARPGROUPS("f16")
 #endif
 };
+
+// e4m3 (OCP 8-bit floating point, revision 1.0): a storage type, widened exactly before a product.
+struct E4m3 {
+    using Storage = u8;
+    // Four of them as two pairs of f16, the lower ones first.
+    static DEVICE void widen(u32 four, u32 (&pairs)[2]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+        asm("{ .reg .b16 low, high;\n"
+            "mov.b32 {low, high}, %2;\n"
+            "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+            "cvt.rn.f16x2.e4m3x2 %1, high; }"
+            : "=r"(pairs[0]), "=r"(pairs[1])
+            : "r"(four));
+#else
+        // The same bits one place further down are an f16 that is 2^8 too small; of all ones, a NaN has to be made.
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 bytes = __byte_perm(four, 0, i == 0 ? 0x1404 : 0x3424), size = bytes >> 1 & 0x3f803f80;
+            u32 pair;
+            asm volatile("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"((bytes & 0x80008000) | size), "r"(0x5c005c00));
+            const u32 is_nan = (size + 0x00800080) & 0x40004000;
+            pairs[i] = pair | ((is_nan << 1) - (is_nan >> 4));
+        }
+#endif
+    }
+};
+// The bytes of a word in another order: byte i of the result is the one that hexadecimal digit i of `order` numbers.
+DEVICE u32 permute_bytes(u32 word, u32 order) { return __byte_perm(word, 0, order); }
 
 // Elements that no tensor core multiplies at full precision.
 struct F32 {

@@ -12,11 +12,22 @@ const EVERY_KERNEL: &str = r#"
 [[matrix]]
 name = "prefill"
 reason = "kernels on tensor cores and off them"
-kernels = ["naive", "flash1", "flash", "flash3", "block_sparse"]
+kernels = ["naive", "flash1", "flash", "block_sparse"]
 dtype = "bf16"
 causal = true
 heads = "2:1"
 seqlen = 70
+head_dim = 64
+
+[[matrix]]
+name = "hopper"
+reason = "tiles by tensor maps, products of warpgroups"
+providers = ["cuda"]
+kernels = "flash3"
+dtype = "bf16"
+causal = true
+heads = "2:1"
+seqlen = 150
 head_dim = 64
 
 [[matrix]]
@@ -47,6 +58,7 @@ reason = "a page table, which is a static input"
 kernels = "paged"
 phase = "decode"
 dtype = "bf16"
+dtype_kv = ["bf16", "e4m3"]
 heads = "4:1"
 seqlen = 90
 head_dim = 64

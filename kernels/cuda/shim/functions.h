@@ -193,6 +193,7 @@ inline i64 shuffle(i64 value, u32 lane, LINE) {
     u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
     return i64(u64(high) << 32 | low);
 }
+inline bool any_lane(bool value, LINE) { return shim::any_lane(value, line); }
 inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
 
@@ -210,6 +211,7 @@ struct Bf16 {
     using Storage = u16;
     static f32 widen(u16 x) { return shim::bf16_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_bf16(low) | u32(shim::f32_to_bf16(high)) << 16; }
+    static u32 of_halves(u32 pair) { return pack(shim::half_to_f32(u16(pair)), shim::half_to_f32(u16(pair >> 16))); }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
         shim::multiply<shim::bf16_to_f32>(d, a, b0, b1, line);
     }
@@ -219,11 +221,30 @@ struct F16 {
     using Storage = u16;
     static f32 widen(u16 x) { return shim::half_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_half(low) | u32(shim::f32_to_half(high)) << 16; }
+    static u32 of_halves(u32 pair) { return pair; }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
         shim::multiply<shim::half_to_f32>(d, a, b0, b1, line);
     }
     PRODUCTS_OF_WARPGROUPS(shim::half_to_f32)
 };
+
+struct E4m3 {
+    using Storage = u8;
+    static void widen(u32 four, u32 (&pairs)[2]) {
+        for (u32 i = 0; i < 4; i++) {
+            u32 half = shim::f32_to_half(shim::e4m3_to_f32(u8(four >> 8 * i)));
+            pairs[i / 2] = i % 2 ? pairs[i / 2] | half << 16 : half;
+        }
+    }
+};
+inline u32 permute_bytes(u32 word, u32 order) {
+    u32 result = 0;
+    for (u32 i = 0; i < 4; i++) {
+        u32 digit = order >> 4 * i & 15;
+        result |= (digit < 4 ? word >> 8 * digit & 255 : 0) << 8 * i;
+    }
+    return result;
+}
 
 struct F32 {
     using Storage = f32;

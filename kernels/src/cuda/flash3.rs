@@ -1,12 +1,12 @@
 //! FlashAttention-3 (Shah et al. 2024), forward: `kernels/cuda/flash3.cu`. Backward is planned by [`super::flash3_bwd`].
 
-use super::{flash_bwd, flash3_bwd};
 use super::geometry::{Geometry, TensorRows};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
 use super::schedule::{self, Cut};
 use super::source::source;
 use super::tensor_core::{self, DTYPES, Variant, element};
 use super::{CudaKernel, Source};
+use super::{flash_bwd, flash3_bwd};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Layout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;

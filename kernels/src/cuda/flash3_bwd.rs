@@ -39,7 +39,8 @@ impl Shape {
     /// `Storage` of the source.
     fn shared_bytes(&self) -> u32 {
         let tiles = 2 * 2 * self.dim * (self.keys + STAGES * self.rows);
-        let (gradients, sums, barriers) = (STAGES * 2 * self.keys * self.rows, STAGES * 8 * self.rows, 16 + 3 * STAGES * 16);
+        let (gradients, sums, barriers) =
+            (STAGES * 2 * self.keys * self.rows, STAGES * 8 * self.rows, 16 + 3 * STAGES * 16);
         (tiles + gradients + sums + barriers) as u32
     }
 
@@ -63,7 +64,8 @@ pub(super) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
     }
     if variant_of(problem) != Variant::Plain {
         return unsupported(
-            "a softcap, or head dimensions that are no multiples of 8: flash's backward has those, flash3's does not".into(),
+            "a softcap, or head dimensions that are no multiples of 8: flash's backward has those, flash3's does not"
+                .into(),
         );
     }
     Ok(())

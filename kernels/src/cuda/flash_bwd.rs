@@ -144,8 +144,8 @@ pub(super) struct Sums {
     pub(super) dq: Argument,
 }
 
-/// A plan of gradients in these compiled dimensions, in which `push_keys(plan, the module of flash_bwd.cu, sequences, sums)` adds the launch that computes dK and dV, and adds to
-/// dQ's sums where there are some.
+/// A plan of gradients in these compiled dimensions, in which `push_keys(plan, the module of flash_bwd.cu, sequences, sums)` adds
+/// the launch that computes dK and dV, and adds to dQ's sums where there are some.
 pub(super) fn plan_with(
     kernel: &str,
     problem: &AttentionProblem,

@@ -21,10 +21,6 @@ impl Bytes {
         self.0.extend(value.to_le_bytes());
         self
     }
-    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
-        self.0.extend(value.to_le_bytes());
-        self
-    }
     pub(super) fn f32(&mut self, value: f32) -> &mut Self {
         self.0.extend(value.to_le_bytes());
         self
@@ -162,10 +158,15 @@ impl Geometry {
         Argument::Bytes(bytes.take())
     }
 
+    /// Whether all sequences have the same lengths.
+    pub(super) fn is_uniform(&self) -> bool {
+        let same = |lengths: &[usize]| lengths.windows(2).all(|pair| pair[0] == pair[1]);
+        same(&self.lengths_q) && same(&self.lengths_kv)
+    }
+
     /// A table of `Sequence`, or null where all sequences have the same lengths.
     pub(super) fn sequences(&self, plan: &mut CudaPlan) -> Argument {
-        let same = |lengths: &[usize]| lengths.windows(2).all(|pair| pair[0] == pair[1]);
-        if same(&self.lengths_q) && same(&self.lengths_kv) {
+        if self.is_uniform() {
             return Argument::Null;
         }
         let mut bytes = Bytes::default();

@@ -24,6 +24,7 @@ mod plan;
 pub mod resources;
 pub mod sass;
 pub mod schedule;
+mod shares;
 mod source;
 pub mod split_kv;
 mod tensor_core;

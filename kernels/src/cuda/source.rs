@@ -41,6 +41,7 @@ pub const HEADERS: &[Header] = &[
     header!("decode.cuh"),
     header!("product.cuh"),
     header!("hopper.cuh"),
+    header!("linear.cuh"),
 ];
 
 #[cfg(test)]

@@ -173,7 +173,9 @@ fn gradients(kernel: &dyn CudaKernel, problem: &AttentionProblem, is_reversed: b
 /// Whatever order blocks run in, deterministic gradients have the same bits. Without it dQ has not: the test would notice.
 #[test]
 fn deterministic_gradients_do_not_depend_on_the_order_of_blocks() {
-    for (number, (deterministic, dim)) in [(false, 64), (true, 64), (true, 128), (true, 64), (false, 64)].into_iter().enumerate() {
+    for (number, (deterministic, dim)) in
+        [(false, 64), (true, 64), (true, 128), (true, 64), (false, 64)].into_iter().enumerate()
+    {
         let kernel = BOTH[number / 3];
         let mut problem = problem(Dtype::F16, (4, 2), (150, 700), dim);
         problem.deterministic = deterministic;

@@ -1,5 +1,6 @@
 //! Device memory of a case: what it will take, what it takes, and what it is filled with.
 
+use attn_kernels::e4m3::e4m3;
 use attn_kernels::input;
 use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName};
@@ -76,6 +77,7 @@ pub(super) fn poison_of(element: ElementType) -> Pattern {
         ElementType::F32 => Pattern::Word(f32::NAN.to_bits()),
         ElementType::F16 => Pattern::Half(half::f16::NAN.to_bits()),
         ElementType::Bf16 => Pattern::Half(half::bf16::NAN.to_bits()),
+        ElementType::E4m3 => Pattern::Byte(e4m3::NAN.to_bits()),
         ElementType::I32 => Pattern::Word(0x8000_0000),
         ElementType::Bool => Pattern::Byte(1),
     }
