@@ -166,7 +166,8 @@ DEVICE void gradients_of_keys(const TensorMap &q_map, const TensorMap &k_map, co
                               Global<const f32> row_sums, Global<u16> dk, Global<u16> dv, Global<f32> dq_sums,
                               Global<const Sequence> sequences, const Geometry &geometry, i32 is_flat) {
     const Storage storage;
-    const u32 thread = thread_index(), warpgroup = thread / 128;
+    // The shuffle tells the compiler that all lanes have the same, so that addresses of tiles are computed once a warp.
+    const u32 thread = thread_index(), warpgroup = u32(shuffle(i32(thread / 128), 0));
     if (thread == 0) {
         storage.key_ring.init(4 * MATH), storage.q_ring.init(4 * MATH), storage.g_ring.init(4 * MATH);
         storage.sums_ring.init(4 * MATH);
