@@ -123,7 +123,10 @@ DEVICE int sum_place(u32 lane, int i) { return ADDS_IN_FOURS ? lane * 4 + i : i 
 
 // Adds a fragment to those of number `index`.
 DEVICE void add_fragment(Global<f32> sums, i64 index, u32 lane, const f32 (&x)[4]) {
-    if (ADDS_IN_FOURS) return reduce_add_4(sums, index * 128 + lane * 4, x);
+    if constexpr (ADDS_IN_FOURS) {
+        reduce_add_4(sums, index * 128 + lane * 4, x);
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) reduce_add(sums, index * 128 + sum_place(lane, i), x[i]);
+        for (int i = 0; i < 4; i++) reduce_add(sums, index * 128 + sum_place(lane, i), x[i]);
+    }
 }

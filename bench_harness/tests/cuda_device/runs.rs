@@ -33,7 +33,7 @@ head_dim = 64
 [[matrix]]
 name = "backward"
 reason = "an O and LSE that nobody times, sums in memory and sums in order"
-kernels = "flash"
+kernels = ["flash", "flash3"]
 phase = "backward"
 dtype = "bf16"
 causal = true

@@ -43,7 +43,8 @@ inline void take_registers(u32 registers, int line) {
     together(REGISTERS_CHANGE, line, [](Thread *) {});
     // The first lane that finds enough takes them for the warp.
     while (warp.registers != registers) {
-        if (registers_in_use() + (registers - warp.registers) * LANES <= REGISTERS) {
+        // The block has what it was launched with, however many the multiprocessor has.
+        if (registers_in_use() + (registers - warp.registers) * LANES <= registers_at_launch(m.threads) * m.warps * LANES) {
             warp.registers = registers;
             break;
         }

@@ -1,4 +1,4 @@
-//! FlashAttention-3, forward (Shah et al. 2024): `kernels/cuda/flash3.cu`.
+//! FlashAttention-3 (Shah et al. 2024), forward: `kernels/cuda/flash3.cu`. Backward is planned by [`super::flash3_bwd`].
 
 use super::geometry::{Geometry, TensorRows};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
@@ -6,6 +6,7 @@ use super::schedule::{self, Cut};
 use super::source::source;
 use super::tensor_core::{self, DTYPES, Variant, element};
 use super::{CudaKernel, Source};
+use super::{flash_bwd, flash3_bwd};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Layout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;
@@ -13,7 +14,7 @@ use crate::tensor::TensorName;
 const SOURCE: Source = source!("flash3.cu");
 
 /// The compute capability that has wgmma.
-const CAPABILITY: u32 = 90;
+pub(super) const CAPABILITY: u32 = 90;
 
 /// Tiles of K, and of V, that are in shared memory at a time.
 const STAGES: usize = 2;
@@ -79,12 +80,12 @@ impl Shape {
 }
 
 /// Whether sequences are told apart by their first token alone, so that a map sees all tokens in one row.
-fn is_flat(problem: &AttentionProblem, sequences: &Argument) -> bool {
+pub(super) fn is_flat(problem: &AttentionProblem, sequences: &Argument) -> bool {
     problem.layout == Layout::Thd && *sequences != Argument::Null
 }
 
 /// A map over (column, head, token, sequence) of a tensor of queries or keys.
-fn map(
+pub(super) fn map(
     tensor: TensorName,
     rows: &TensorRows,
     lengths: &[usize],
@@ -123,9 +124,6 @@ impl CudaKernel for Flash3 {
         if problem.mechanism != Mechanism::Softmax {
             return unsupported(format!("mechanism {}: flash3 computes softmax only", problem.mechanism.name()));
         }
-        if problem.phase == Phase::Backward {
-            return unsupported("phase backward: flash3 computes forward phases only".into());
-        }
         if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
             return unsupported(format!(
                 "pattern {}: flash3 has full and window, causal or not (block_sparse has all)",
@@ -136,6 +134,9 @@ impl CudaKernel for Flash3 {
             return unsupported("a paged KV layout: flash3 reads contiguous keys and values (paged does not)".into());
         }
         tensor_core::supports("flash3", problem)?;
+        if problem.phase == Phase::Backward {
+            return flash3_bwd::supports(problem);
+        }
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         if Shape::of(dim_qk, dim_v).is_none() {
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: flash3 has up to 256:256"));
@@ -151,6 +152,9 @@ impl CudaKernel for Flash3 {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
+        if problem.phase == Phase::Backward {
+            return flash3_bwd::plan(problem, device);
+        }
         plan("flash3", problem, device)
     }
 
@@ -165,6 +169,8 @@ impl CudaKernel for Flash3 {
                 modules.extend([Variant::Plain, Variant::Capped].map(|variant| shape.module(dtype, variant)));
             }
         }
+        modules.extend(flash3_bwd::modules());
+        modules.extend(flash_bwd::modules());
         modules
     }
 }

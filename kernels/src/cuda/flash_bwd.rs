@@ -97,7 +97,7 @@ impl Shape {
 }
 
 /// The variant that a problem needs. Scales of either sign are plain here: nothing looks for the largest score.
-fn variant_of(problem: &AttentionProblem) -> Variant {
+pub(super) fn variant_of(problem: &AttentionProblem) -> Variant {
     Variant::of(&AttentionProblem { scale: None, ..problem.clone() })
 }
 
@@ -114,47 +114,80 @@ pub(super) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
 pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
     const NAME: &str = "flash's backward";
     device.require_capability(NAME, 80)?;
-    let geometry = Geometry::new(problem);
-    let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("what flash supports");
+    let dims = compiled_dims(problem.head_dim_qk, problem.head_dim_v).expect("what flash supports");
     let shape = Shape::of(dims, variant_of(problem));
-    let [keys_bytes, queries_bytes] =
-        [shape.keys_shared_bytes(), shape.queries_shared_bytes()].map(|bytes| bytes as u32);
-    device.require_shared(NAME, if problem.deterministic { keys_bytes.max(queries_bytes) } else { keys_bytes })?;
+    let bytes = shape.keys_shared_bytes() as u32;
+    device.require_shared(NAME, bytes)?;
+    plan_with(NAME, problem, dims, device, |plan, module, sequences, sums| {
+        let geometry = Geometry::new(problem);
+        let tensors = [TensorName::Q, TensorName::K, TensorName::V, TensorName::DO].map(Argument::Tensor);
+        let gradients = [TensorName::DK, TensorName::DV].map(Argument::Tensor);
+        let mut arguments = [&tensors[..], &[sums.rows], &gradients].concat();
+        let entry = if sums.dq == Argument::Null { "flash_bwd_keys_only" } else { "flash_bwd_keys" };
+        if sums.dq != Argument::Null {
+            arguments.push(sums.dq);
+        }
+        arguments.extend([sequences, geometry.argument()]);
+        let tiles = geometry.longest_kv().div_ceil(shape.keys);
+        let grid = grid_of(NAME, &[tiles, geometry.heads_kv, geometry.batch()])?;
+        let block = [shape.threads() as u32, 1, 1];
+        plan.launches.push(Launch { module, entry, grid, block, shared_bytes: bytes, arguments });
+        Ok(())
+    })
+}
 
+/// What a kernel over keys reads and adds to.
+pub(super) struct Sums {
+    /// LSE and D of each row.
+    pub(super) rows: Argument,
+    /// Of dQ; null where that is computed apart.
+    pub(super) dq: Argument,
+}
+
+/// A plan of gradients in these compiled dimensions, in which `push_keys(plan, the module of flash_bwd.cu, sequences, sums)` adds
+/// the launch that computes dK and dV, and adds to dQ's sums where there are some.
+pub(super) fn plan_with(
+    kernel: &str,
+    problem: &AttentionProblem,
+    dims: (usize, usize),
+    device: &DeviceFacts,
+    push_keys: impl FnOnce(&mut CudaPlan, usize, Argument, Sums) -> Result<(), KernelError>,
+) -> Result<CudaPlan, KernelError> {
+    let (shape, geometry) = (Shape::of(dims, variant_of(problem)), Geometry::new(problem));
+    let (heads, batch) = (geometry.heads_q, geometry.batch());
+    let row_blocks = geometry.longest_q().div_ceil(ROW_BLOCK);
+    let rows = (batch * heads * row_blocks * ROW_BLOCK) as u64;
+    if rows > i32::MAX as u64 {
+        let text = format!("a problem of this size: {kernel} numbers the rows of all heads with 31 bits");
+        return Err(KernelError::Unsupported(text));
+    }
     let mut plan = CudaPlan::default();
     let module = plan.module(shape.module(problem.dtype));
     let sequences = geometry.sequences(&mut plan);
-    let (heads_q, heads_kv, batch) = (geometry.heads_q, geometry.heads_kv, geometry.batch());
-    let row_blocks = geometry.longest_q().div_ceil(ROW_BLOCK);
-    let rows = (batch * heads_q * row_blocks * ROW_BLOCK) as u64;
     let row_sums = plan.workspace(8 * rows);
     let dq_sums = match problem.deterministic {
         true => Argument::Null,
-        false => plan.workspace(4 * rows * dims.0 as u64),
+        false => plan.workspace(4 * rows * shape.dims.0 as u64),
     };
-    let tensor = Argument::Tensor;
-    let row_grid = grid_of(NAME, &[row_blocks, heads_q, batch])?;
-    let mut push = |entry, grid: [u32; 3], threads: usize, shared_bytes, mut arguments: Vec<Argument>| {
+    let row_grid = grid_of(kernel, &[row_blocks, heads, batch])?;
+    let push = |plan: &mut CudaPlan, entry, grid, threads, shared_bytes: usize, mut arguments: Vec<Argument>| {
         arguments.extend([sequences.clone(), geometry.argument()]);
-        plan.launches.push(Launch { module, entry, grid, block: [threads as u32, 1, 1], shared_bytes, arguments });
+        let (block, shared_bytes) = ([threads, 1, 1], shared_bytes as u32);
+        plan.launches.push(Launch { module, entry, grid, block, shared_bytes, arguments });
     };
-    let read = [TensorName::Q, TensorName::K, TensorName::V, TensorName::DO].map(tensor);
-    let rows_arguments = [TensorName::O, TensorName::DO, TensorName::Lse].map(tensor);
-    let rows_arguments = [&rows_arguments[..], &[row_sums.clone(), dq_sums.clone()]].concat();
-    push("flash_bwd_rows", row_grid, 256, 0, rows_arguments);
-
-    let keys_grid = grid_of(NAME, &[geometry.longest_kv().div_ceil(shape.keys), heads_kv, batch])?;
-    let mut keys_arguments = [&read[..], &[row_sums.clone(), tensor(TensorName::DK), tensor(TensorName::DV)]].concat();
+    let read = [TensorName::O, TensorName::DO, TensorName::Lse].map(Argument::Tensor);
+    push(&mut plan, "flash_bwd_rows", row_grid, 256, 0, [&read[..], &[row_sums.clone(), dq_sums.clone()]].concat());
+    push_keys(&mut plan, module, sequences.clone(), Sums { rows: row_sums.clone(), dq: dq_sums.clone() })?;
+    let dq = Argument::Tensor(TensorName::DQ);
     if problem.deterministic {
-        push("flash_bwd_keys_only", keys_grid, shape.threads(), keys_bytes, keys_arguments);
-        let grid = grid_of(NAME, &[geometry.longest_q().div_ceil(shape.query_rows()), heads_q, batch])?;
-        let arguments = [&read[..], &[row_sums, tensor(TensorName::DQ)]].concat();
-        push("flash_bwd_queries", grid, 32 * shape.query_warps, queries_bytes, arguments);
+        let bytes = shape.queries_shared_bytes();
+        device.require_shared(kernel, bytes as u32)?;
+        let grid = grid_of(kernel, &[geometry.longest_q().div_ceil(shape.query_rows()), heads, batch])?;
+        let read = [TensorName::Q, TensorName::K, TensorName::V, TensorName::DO].map(Argument::Tensor);
+        let arguments = [&read[..], &[row_sums, dq]].concat();
+        push(&mut plan, "flash_bwd_queries", grid, 32 * shape.query_warps as u32, bytes, arguments);
     } else {
-        keys_arguments.push(dq_sums.clone());
-        push("flash_bwd_keys", keys_grid, shape.threads(), keys_bytes, keys_arguments);
-        let arguments = vec![dq_sums, tensor(TensorName::DQ)];
-        push("flash_bwd_sums", row_grid, 128, (2 * ROW_BLOCK * dims.0) as u32, arguments);
+        push(&mut plan, "flash_bwd_sums", row_grid, 128, 2 * ROW_BLOCK * shape.dims.0, vec![dq_sums, dq]);
     }
     Ok(plan)
 }

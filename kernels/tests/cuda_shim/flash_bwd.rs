@@ -1,7 +1,8 @@
-//! The backward of `flash`: lengths, masks, head dimensions, layouts, magnitudes, and equal bits where they are asked for.
+//! The backward of `flash` and of `flash3`: lengths, masks, head dimensions, layouts, magnitudes, and equal bits where they are asked for.
 
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
+use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::input;
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 use attn_kernels::tensor::{TensorName, TensorSet};
@@ -12,8 +13,19 @@ fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: us
     AttentionProblem::softmax(Phase::Backward, dtype, 1, heads, lengths, dim)
 }
 
+const BOTH: [&dyn CudaKernel; 2] = [&Flash, &Flash3];
+
 #[test]
-fn irregular_lengths() {
+fn irregular_lengths_of_flash() {
+    irregular_lengths(&Flash);
+}
+
+#[test]
+fn irregular_lengths_of_flash3() {
+    irregular_lengths(&Flash3);
+}
+
+fn irregular_lengths(kernel: &dyn CudaKernel) {
     for (index, lengths) in LENGTHS.into_iter().enumerate() {
         for causal in [false, true] {
             let dtype = [Dtype::Bf16, Dtype::F16][index % 2];
@@ -22,7 +34,7 @@ fn irregular_lengths() {
             problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 3 % 2];
             problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
             problem.deterministic = causal == (index % 2 == 0);
-            check(&Flash, &problem);
+            check(kernel, &problem);
         }
     }
 }
@@ -45,10 +57,12 @@ const LENGTHS: [(usize, usize); 14] = [
     (257, 258),
 ];
 
-/// Both ways to sum dQ.
+/// Both ways to sum dQ, in every kernel that has the problem.
 fn check_both(problem: &AttentionProblem) {
-    check(&Flash, problem);
-    check(&Flash, &AttentionProblem { deterministic: true, ..problem.clone() });
+    for kernel in BOTH.into_iter().filter(|kernel| kernel.supports(problem).is_ok()) {
+        check(kernel, problem);
+        check(kernel, &AttentionProblem { deterministic: true, ..problem.clone() });
+    }
 }
 
 #[test]
@@ -100,12 +114,11 @@ fn shared_heads_ragged_batches_and_softcap() {
             problem.batch = 4;
             problem.layout = layout;
             problem.causal = index != 1;
-            problem.softcap = (index != 0).then_some(3.0);
+            problem.softcap = (index == 1).then_some(3.0);
             problem.scale = (index == 1).then_some(-0.25);
             problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
             problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            problem.deterministic = layout == Layout::Thd;
-            check(&Flash, &problem);
+            check_both(&problem);
         }
     }
 }
@@ -132,9 +145,23 @@ fn large_scores() {
     }
 }
 
+#[test]
+fn flash3_says_what_it_leaves_to_flash() {
+    let narrow = problem(Dtype::Bf16, (1, 1), (64, 64), 64);
+    for (problem, reason) in [
+        (AttentionProblem { head_dim_qk: 192, ..narrow.clone() }, "192:64"),
+        (AttentionProblem { softcap: Some(3.0), ..narrow.clone() }, "a softcap"),
+        (AttentionProblem { head_dim_v: 33, ..narrow.clone() }, "no multiples of 8"),
+        (AttentionProblem { sinks: true, ..narrow }, "sinks"),
+    ] {
+        let error = Flash3.supports(&problem).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
 /// The gradients of a problem, with blocks in one order or the other.
-fn gradients(problem: &AttentionProblem, is_reversed: bool) -> TensorSet {
-    let plan = Flash.plan(problem, &super::DEVICE).expect("flash supports it");
+fn gradients(kernel: &dyn CudaKernel, problem: &AttentionProblem, is_reversed: bool) -> TensorSet {
+    let plan = kernel.plan(problem, &super::DEVICE).expect("it is supported");
     let inputs = prepared(problem);
     let mut outputs = input::outputs(problem);
     let mut run = || shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs);
@@ -146,10 +173,13 @@ fn gradients(problem: &AttentionProblem, is_reversed: bool) -> TensorSet {
 /// Whatever order blocks run in, deterministic gradients have the same bits. Without it dQ has not: the test would notice.
 #[test]
 fn deterministic_gradients_do_not_depend_on_the_order_of_blocks() {
-    for (deterministic, dim) in [(false, 64), (true, 64), (true, 128)] {
+    for (number, (deterministic, dim)) in
+        [(false, 64), (true, 64), (true, 128), (true, 64), (false, 64)].into_iter().enumerate()
+    {
+        let kernel = BOTH[number / 3];
         let mut problem = problem(Dtype::F16, (4, 2), (150, 700), dim);
         problem.deterministic = deterministic;
-        let [forward, backward] = [false, true].map(|is_reversed| gradients(&problem, is_reversed));
+        let [forward, backward] = [false, true].map(|is_reversed| gradients(kernel, &problem, is_reversed));
         for name in [TensorName::DQ, TensorName::DK, TensorName::DV] {
             let is_equal = forward.get(name).bytes() == backward.get(name).bytes();
             assert_eq!(is_equal, deterministic || name != TensorName::DQ, "{name:?} of {problem:?}");

@@ -81,6 +81,7 @@ fn faults_of_products_are_found() {
 fn registers_are_handed_over() {
     assert!(run("hand_over", false, false).is_ok());
     for (fault, expected) in [
+        ("take_more_than_launched", "wants registers that nobody gave back"),
         ("take_too_many", "wants registers that nobody gave back"),
         ("give_back_upwards", "giving back registers down to 232, of which there are 168"),
     ] {

@@ -108,6 +108,30 @@ fn no_barrier_of_flash3_can_go() {
 }
 
 #[test]
+fn no_barrier_of_flash3_s_backward_can_go() {
+    // Queries and keys that fill no tile, with what lies behind them in memory; more tiles than the rings hold.
+    let mut long = AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (2, 1), (200, 150), 128);
+    long.causal = true;
+    let mut ragged = AttentionProblem { batch: 2, ..long.clone() };
+    ragged.seqlen_q = Lengths::List(vec![200, 100]);
+    ragged.seqlen_kv = Lengths::List(vec![100, 150]);
+    let text = text_of("flash3_bwd.cu");
+    let more = [
+        ("meeting", "                sync_named(EXCHANGED, MATH * 128);\n"),
+        ("clearing", "    sync_named(CLEARED, MATH * 128);\n"),
+        ("shown_gradients", "                fence_async_shared();\n"),
+        ("shown_rows", "{\n    fence_async_shared();\n"),
+    ];
+    for (label, code) in more {
+        assert_eq!(text.matches(code).count(), 1, "{label}");
+        let folder =
+            with_file(label, "flash3_bwd.cu", &text.replace(code, if label == "shown_rows" { "{\n" } else { "" }));
+        assert!([&ragged, &long].iter().any(|problem| judge(&Flash3, problem, &folder).is_err()), "{label}");
+    }
+    every_barrier_is_needed(&Flash3, &[long, ragged], &["flash3_bwd.cu"]);
+}
+
+#[test]
 fn no_barrier_of_split_kv_can_go() {
     // Rows of one warp, and rows that two warps share.
     let rows = AttentionProblem { heads_q: 24, ..decode() };

@@ -122,5 +122,11 @@ KERNEL(384, 1) take_too_many(Global<const u16>, Global<const u16>, Global<f32>) 
     if (thread_index() >= 128) take_registers<232>();
 }
 ENTRY(take_too_many)
+// 32 and 2 x 240 a thread would fill the multiprocessor; the block was launched with 168 each, which is less.
+KERNEL(384, 1) take_more_than_launched(Global<const u16>, Global<const u16>, Global<f32>) {
+    if (thread_index() < 128) give_back_registers<32>();
+    else take_registers<240>();
+}
+ENTRY(take_more_than_launched)
 KERNEL(384, 1) give_back_upwards(Global<const u16>, Global<const u16>, Global<f32>) { give_back_registers<232>(); }
 ENTRY(give_back_upwards)
