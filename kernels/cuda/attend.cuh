@@ -174,8 +174,10 @@ template <int M> struct Softmax {
             for (int half = 0; half < 2; half++) largest[m][half] = minus_infinity(), sum[m][half] = 0.0f;
     }
 
-    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`.
-    template <int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
+    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`. Where
+    // `slack` is not 0, a row keeps its largest score as long as no weight becomes more than 2^slack: O and the sum are
+    // relative to the same number either way, and rows are rarely to be scaled.
+    template <int slack, int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -185,6 +187,7 @@ template <int M> struct Softmax {
                 for (int n = 0; n < N; n++) top = max_f32(top, max_f32(s[m][n][2 * half], s[m][n][2 * half + 1]));
                 top = max_f32(top, shuffle_xor(top, 1));
                 top = max_f32(top, shuffle_xor(top, 2));
+                if (slack > 0 && (top - largest[m][half]) * factor <= f32(slack)) top = largest[m][half];
                 // A row that has seen nothing keeps weights of 0 instead of 2^(-inf + inf).
                 f32 base = top == minus_infinity() ? 0.0f : top * factor;
                 rescale[m][half] = exp2_fast(largest[m][half] * factor - base);
@@ -215,7 +218,7 @@ template <int M> struct Softmax {
     // Turns scores into weights, and scales what was accumulated so far to the new largest.
     template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
         f32 rescale[M][2];
-        weigh(s, rescale, factor);
+        weigh<0>(s, rescale, factor);
         scale(o, rescale);
     }
 
@@ -242,14 +245,14 @@ template <int M> struct Softmax {
         return sum[m][half] > 0.0f ? (largest[m][half] * factor + log2_fast(sum[m][half])) * LN_2 : minus_infinity();
     }
 
-    // Writes those of the warp's first `count` rows, one after another.
-    DEVICE void write_log_sum_exps(Global<f32> to, int count, u32 lane, f32 factor) const {
+    // Writes those of the warp's first `count` rows, `step` numbers apart.
+    DEVICE void write_log_sum_exps(Global<f32> to, int count, u32 lane, f32 factor, int step = 1) const {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = m * 16 + half * 8 + lane / 4;
-                if (lane % 4 == 0 && row < count) store(to, row, log_sum_exp(m, half, factor));
+                if (lane % 4 == 0 && row < count) store(to, row * step, log_sum_exp(m, half, factor));
             }
     }
 };
@@ -303,8 +306,10 @@ DEVICE void general_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key,
         }
 }
 
-// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.
-template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range) {
+// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile; `hidden` is what others
+// become.
+template <int M, int N, class Range>
+DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range, f32 hidden = minus_infinity()) {
     lane = opaque(lane);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -316,7 +321,7 @@ template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int j = key + n * 8 + (lane % 4) * 2 + i;
-                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = minus_infinity();
+                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = hidden;
                 }
         }
 }

@@ -24,6 +24,8 @@ using Element = ELEMENT;
 constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
 // Registers of the warpgroup that copies and of those that compute; together no more than a multiprocessor has.
 constexpr int COPY_REGISTERS = MATH == 2 ? 40 : 32, MATH_REGISTERS = MATH == 2 ? 232 : 160;
+// Weights may grow to 2^SLACK before rows are scaled (FlashAttention-4 has the same): far from the largest f16, and sums are f32.
+constexpr int SLACK = 8;
 // Named barriers say whose turn it is to issue; the first is after that of all threads.
 constexpr u32 FIRST_TURN = 1;
 using QTile = Tile<ROWS, DIM_QK>;
@@ -90,7 +92,7 @@ DEVICE void weigh(f32 (&s)[1][KEYS / 8][4], Softmax<1> &softmax, f32 (&rescale)[
         mask(s, key, thread % 32, [&](int mine) {
             return keys_of_row(geometry, visit.sequence, work.query + i32((row + thread / 32 % 4 * 16 + mine) >> pack));
         });
-    softmax.weigh(s, rescale, factor);
+    softmax.weigh<SLACK>(s, rescale, factor);
 }
 
 // Grid: any number of blocks, for as many shares. Shared memory: `Storage`.
@@ -99,7 +101,8 @@ flash3(const GRID_CONSTANT TensorMap q_map, const GRID_CONSTANT TensorMap k_map,
        Global<u16> o, Global<f32> lse, Global<const f32> sinks, Global<const Sequence> sequences, Geometry geometry,
        Global<const Work> works, Global<const i32> starts, i32 pack, i32 is_flat) {
     const Storage storage;
-    const u32 thread = thread_index(), warpgroup = thread / 128;
+    // The shuffle tells the compiler that all lanes have the same, so that addresses of tiles are computed once a warp.
+    const u32 thread = thread_index(), warpgroup = u32(shuffle(i32(thread / 128), 0));
     if (thread == 0) {
         storage.q_ring.init(4 * MATH), storage.k_ring.init(4 * MATH), storage.v_ring.init(4 * MATH);
         fence_mbarrier_init();
@@ -160,7 +163,7 @@ flash3(const GRID_CONSTANT TensorMap q_map, const GRID_CONSTANT TensorMap k_map,
                 finish_products<0>(out[0]);
                 release(storage.v_ring.empty(v_place.slot));
                 v_place.advance();
-                softmax.scale(out, rescale);
+                if (any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
                 pack_weights<Element, KEYS>(weights, s[0]);
             }
             release(storage.q_ring.empty(0));

@@ -107,6 +107,28 @@ template <class T> DEVICE void store_vec4(Global<T> p, i64 index, Vec4 v) {
     *reinterpret_cast<uint4 *>(p.pointer + index) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
+// ---- Sums in global memory ------------------------------------------------------------------------------------------
+
+// Adds to an element in memory, whoever else does at the same time: in an order that differs from run to run.
+DEVICE void reduce_add(Global<f32> p, i64 index, f32 value) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p.pointer + index), "f"(value) : "memory");
+}
+// The same of the four elements from `index`, which is aligned to 16 bytes: one instruction where `ADDS_IN_FOURS`.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool ADDS_IN_FOURS = true;
+DEVICE void reduce_add_4(Global<f32> p, i64 index, const f32 (&x)[4]) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p.pointer + index), "f"(x[0]), "f"(x[1]),
+                 "f"(x[2]), "f"(x[3])
+                 : "memory");
+}
+#else
+constexpr bool ADDS_IN_FOURS = false;
+DEVICE void reduce_add_4(Global<f32> p, i64 index, const f32 (&x)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) reduce_add(p, index + i, x[i]);
+}
+#endif
+
 // ---- Shared memory --------------------------------------------------------------------------------------------------
 
 // The address of the launch's dynamic shared memory, aligned to 1024 bytes.
@@ -239,6 +261,8 @@ DEVICE f32 shuffle_xor(f32 value, u32 mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE f32 shuffle(f32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i32 shuffle(i32 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE i64 shuffle(i64 value, u32 lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// Whether any lane's value is true.
+DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value); }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
 // i (16 bytes each, aligned). Lane l gets elements 2 (l mod 4) and the next of row l / 4 of matrix i in register i.

@@ -12,9 +12,32 @@ const EVERY_KERNEL: &str = r#"
 [[matrix]]
 name = "prefill"
 reason = "kernels on tensor cores and off them"
-kernels = ["naive", "flash1", "flash", "flash3", "block_sparse"]
+kernels = ["naive", "flash1", "flash", "block_sparse"]
 dtype = "bf16"
 causal = true
+heads = "2:1"
+seqlen = 70
+head_dim = 64
+
+[[matrix]]
+name = "hopper"
+reason = "tiles by tensor maps, products of warpgroups"
+providers = ["cuda"]
+kernels = "flash3"
+dtype = "bf16"
+causal = true
+heads = "2:1"
+seqlen = 150
+head_dim = 64
+
+[[matrix]]
+name = "backward"
+reason = "an O and LSE that nobody times, sums in memory and sums in order"
+kernels = "flash"
+phase = "backward"
+dtype = "bf16"
+causal = true
+deterministic = [false, true]
 heads = "2:1"
 seqlen = 70
 head_dim = 64

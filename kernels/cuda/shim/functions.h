@@ -54,6 +54,19 @@ template <class T> inline void store_vec4(Global<T> p, i64 index, Vec4 v, LINE) 
     memcpy(p.pointer + index, &v, 16);
 }
 
+// Blocks run one after another, so a sum is a read and a write; what it adds to has to be there.
+constexpr bool ADDS_IN_FOURS = true;
+inline void reduce_add(Global<f32> p, i64 index, f32 value, LINE) {
+    shim::check_global(p.pointer + index, 4, 4, false, line);
+    shim::check_global(p.pointer + index, 4, 4, true, line);
+    p.pointer[index] += value;
+}
+inline void reduce_add_4(Global<f32> p, i64 index, const f32 (&x)[4], LINE) {
+    shim::check_global(p.pointer + index, 16, 16, false, line);
+    shim::check_global(p.pointer + index, 16, 16, true, line);
+    for (int i = 0; i < 4; i++) p.pointer[index + i] += x[i];
+}
+
 inline u32 shared_memory() { return shim::SHARED_BASE; }
 inline f32 load_shared_f32(u32 address, LINE) {
     f32 value;
@@ -180,6 +193,7 @@ inline i64 shuffle(i64 value, u32 lane, LINE) {
     u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
     return i64(u64(high) << 32 | low);
 }
+inline bool any_lane(bool value, LINE) { return shim::any_lane(value, line); }
 inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
 

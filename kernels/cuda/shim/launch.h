@@ -138,6 +138,13 @@ extern "C" void shim_leave_out(const char *file, int line) {
     *shim::left_out(true) = {file, line};
 }
 
+// From now on, launches of this host thread run their blocks last first: what blocks add to the same memory is then added in
+// another order.
+extern "C" void shim_reverse_blocks(bool is_reversed) {
+    if (!shim::machine) shim::machine = new shim::Machine();
+    shim::machine->is_reversed = is_reversed;
+}
+
 // Runs a launch; `arguments` point to the values of the parameters. Returns whether it succeeded, else `error` says why.
 extern "C" bool shim_launch(const char *name, const u32 *grid, const u32 *block, u32 shared_bytes, void **arguments,
                             const shim::Allocation *allocations, u32 allocation_count, char *error, u64 error_bytes) {
@@ -192,6 +199,7 @@ extern "C" bool shim_launch(const char *name, const u32 *grid, const u32 *block,
         for (u32 y = 0; y < grid[1] && !m.has_failed; y++)
             for (u32 x = 0; x < grid[0] && !m.has_failed; x++) {
                 m.block = {x, y, z};
+                if (m.is_reversed) m.block = {grid[0] - 1 - x, grid[1] - 1 - y, grid[2] - 1 - z};
                 run_block(m);
             }
     if (m.has_failed) snprintf(error, error_bytes, "%s", m.error);

@@ -103,7 +103,7 @@ struct Copy {
     u32 group;
 };
 
-enum Operation : u8 { NONE, SHUFFLE, SYNC_WARP, LOAD_MATRICES, MULTIPLY, GROUP_FENCE, GROUP_MULTIPLY, GROUP_COMMIT, GROUP_WAIT, REGISTERS_CHANGE };
+enum Operation : u8 { NONE, SHUFFLE, VOTE, SYNC_WARP, LOAD_MATRICES, MULTIPLY, GROUP_FENCE, GROUP_MULTIPLY, GROUP_COMMIT, GROUP_WAIT, REGISTERS_CHANGE };
 
 struct Warp;
 
@@ -203,6 +203,8 @@ struct Machine {
     u8 *stacks;
     u32 stack_count;
     bool has_failed;
+    // Whether the last block runs first.
+    bool is_reversed;
     char error[1024];
 #if defined(__x86_64__)
     void *scheduler;

@@ -120,6 +120,21 @@ inline void load_matrices(u32 (&r)[4], u32 address, bool is_transposed, int line
     for (int i = 0; i < 4; i++) r[i] = answer[i];
 }
 
+// Whether any lane's value is true.
+inline bool any_lane(bool value, int line) {
+    Thread &self = *machine->current;
+    u32 mine = value, answer;
+    self.in[0] = &mine;
+    self.out = &answer;
+    together(VOTE, line, [](Thread *lanes) {
+        u32 any = 0;
+        for (u32 lane = 0; lane < LANES; lane++) any |= *lanes[lane].in[0];
+        for (u32 lane = 0; lane < LANES; lane++) *lanes[lane].out = any;
+    });
+    asm volatile("" ::: "memory");
+    return answer;
+}
+
 // Lane l gets the value of lane `source`.
 inline u32 shuffle(u32 value, u32 source, int line) {
     Thread &self = *machine->current;

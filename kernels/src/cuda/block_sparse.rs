@@ -1,7 +1,14 @@
 //! Softmax attention over lists of key tiles: `kernels/cuda/block_sparse.cu`.
 
-use std::collections::HashMap;
+mod lists;
+mod rows;
+mod schedule;
+mod shape;
+#[cfg(test)]
+mod tests;
 
+use self::schedule::{Heads, Piece, Schedule};
+use self::shape::Shape;
 use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
@@ -14,87 +21,59 @@ use crate::tensor::TensorName;
 
 const SOURCE: Source = source!("block_sparse.cu");
 
-/// Queries and keys a tile.
-const TILE: usize = 64;
-/// Threads a block.
-const THREADS: u32 = 128;
-
-/// Bit j of row i is set where query i of the tile sees key j of it.
-type Mask = [u64; TILE];
-
 /// The kernel.
 pub struct BlockSparse;
 
-fn module(dims: (usize, usize), dtype: Dtype) -> Module {
+fn module(shape: &Shape, dtype: Dtype) -> Module {
     Module {
         source: SOURCE,
         defines: vec![
             ("ELEMENT", element(dtype).to_string()),
-            ("DIM_QK", dims.0.to_string()),
-            ("DIM_V", dims.1.to_string()),
+            ("DIM_QK", shape.dims.0.to_string()),
+            ("DIM_V", shape.dims.1.to_string()),
+            ("ROWS", shape.rows.to_string()),
+            ("KEYS", shape.keys.to_string()),
+            ("WARPS", shape.warps.to_string()),
         ],
     }
 }
 
-/// Lists of key tiles: what the tables of a launch are made from.
-#[derive(Default)]
-struct Lists {
-    /// Per list where it begins in `tiles`; the end of a head's last list is one entry more.
-    starts: Vec<i32>,
-    /// (tile, mask or -1).
-    tiles: Vec<(i32, i32)>,
-    masks: Vec<Mask>,
-    numbers: HashMap<Mask, i32>,
+/// The cheapest schedule of a problem on a device.
+fn schedule(problem: &AttentionProblem, geometry: &Geometry, device: &DeviceFacts) -> Result<Schedule, KernelError> {
+    let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
+    let mut shapes = Shape::of(dims);
+    shapes.retain(|shape| shape.shared_bytes() <= device.shared_bytes_per_block);
+    let smallest = Shape::of(dims).iter().map(Shape::shared_bytes).min().unwrap_or(0);
+    device.require_shared("block_sparse", smallest)?;
+    let lengths = geometry.lengths_q.iter().zip(&geometry.lengths_kv);
+    let visibilities = lengths.map(|(&len_q, &len_kv)| Visibility::new(problem, len_q, len_kv)).collect();
+    let heads = Heads { problem, visibilities };
+    let multiprocessors = device.multiprocessors as usize;
+    let (way, shape) = heads.choose(&shapes, multiprocessors);
+    Ok(heads.schedule(way, shape, multiprocessors))
 }
 
-impl Lists {
-    /// Adds the lists of one head of one sequence, padded with empty ones to `lists`; returns where they begin.
-    fn add(&mut self, visibility: &Visibility, head: usize, lists: usize) -> i32 {
-        let begin = self.starts.len() as i32;
-        let map = visibility.block_map(head, TILE, TILE);
-        for row in 0..lists {
-            self.starts.push(self.tiles.len() as i32);
-            if row >= map.rows() {
-                continue;
-            }
-            let blocks = map.row(row);
-            let mut masks: HashMap<usize, Mask> = blocks
-                .iter()
-                // A tile past the last key has columns that do not exist.
-                .filter(|block| !block.is_full || (block.index + 1) * TILE > visibility.len_kv)
-                .map(|block| (block.index, [0; TILE]))
-                .collect();
-            if !masks.is_empty() {
-                fill(&mut masks, visibility, head, row);
-            }
-            for block in blocks {
-                let number = match masks.remove(&block.index) {
-                    None => -1,
-                    Some(mask) => *self.numbers.entry(mask).or_insert_with(|| {
-                        self.masks.push(mask);
-                        self.masks.len() as i32 - 1
-                    }),
-                };
-                self.tiles.push((block.index as i32, number));
-            }
+/// A table of `Work`.
+fn work(pieces: &[Piece]) -> Result<Vec<u8>, KernelError> {
+    let mut bytes = Bytes::default();
+    for piece in pieces {
+        let last = piece.slot + piece.pieces.unsigned_abs() as usize * piece.slot_piece;
+        if i32::try_from(last).is_err() {
+            return Err(KernelError::Unsupported(
+                "a problem of this size: block_sparse would keep the sums of 2^31 rows".into(),
+            ));
         }
-        self.starts.push(self.tiles.len() as i32);
-        begin
+        let first =
+            [piece.sequence, piece.head, piece.first, piece.step, piece.count, piece.runs.start, piece.runs.end];
+        first.into_iter().for_each(|number| {
+            bytes.i32(number as i32);
+        });
+        bytes.i32(piece.pieces);
+        [piece.slot, piece.slot_step, piece.slot_head, piece.slot_piece].into_iter().for_each(|number| {
+            bytes.i32(number as i32);
+        });
     }
-}
-
-/// Sets the bits of one tile row's partial tiles.
-fn fill(masks: &mut HashMap<usize, Mask>, visibility: &Visibility, head: usize, row: usize) {
-    for (bit_row, query) in (row * TILE..((row + 1) * TILE).min(visibility.len_q)).enumerate() {
-        for keys in visibility.row_key_ranges(head, query) {
-            for tile in keys.start / TILE..keys.end.div_ceil(TILE) {
-                let Some(mask) = masks.get_mut(&tile) else { continue };
-                let (first, end) =
-                    (keys.start.max(tile * TILE) - tile * TILE, keys.end.min((tile + 1) * TILE) - tile * TILE);
-                mask[bit_row] |= (u64::MAX >> (TILE - (end - first))) << first;
-            }
-        }
-    }
+    Ok(bytes.take())
 }
 
 impl CudaKernel for BlockSparse {
@@ -130,64 +109,57 @@ impl CudaKernel for BlockSparse {
         self.supports(problem)?;
         device.require_capability("block_sparse", 80)?;
         let geometry = Geometry::new(problem);
-        let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
-        let shared_bytes = (2 * TILE * (dims.0.max(dims.1) + dims.0 + dims.1)) as u32;
-        device.require_shared("block_sparse", shared_bytes)?;
+        let schedule = schedule(problem, &geometry, device)?;
+        let shape = schedule.shape;
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(dims, problem.dtype));
+        let module = plan.module(module(&shape, problem.dtype));
         let sequences = geometry.sequences(&mut plan);
-        let tiles_q = geometry.longest_q().div_ceil(TILE);
-
-        // Heads and sequences that see alike share their lists.
-        let mut lists = Lists::default();
-        let mut known: HashMap<(usize, usize, usize), i32> = HashMap::new();
-        let mut rows = Bytes::default();
-        for (&len_q, &len_kv) in geometry.lengths_q.iter().zip(&geometry.lengths_kv) {
-            let visibility = Visibility::new(problem, len_q, len_kv);
-            for head in 0..geometry.heads_q {
-                let key = (len_q, len_kv, if visibility.heads_differ() { head } else { 0 });
-                let begin = *known.entry(key).or_insert_with(|| lists.add(&visibility, head, tiles_q));
-                rows.i32(begin);
-            }
+        let (mut runs, mut gathered, mut masks) = (Bytes::default(), Bytes::default(), Bytes::default());
+        for run in &schedule.runs {
+            let mask = run.mask.map_or(-1, |mask| mask as i32);
+            runs.i32(run.key as i32).i32(run.step as i32).i32(run.count as i32).i32(mask);
         }
-        let (mut starts, mut tiles, mut masks) = (Bytes::default(), Bytes::default(), Bytes::default());
-        lists.starts.iter().for_each(|&start| {
-            starts.i32(start);
+        schedule.pool.gathered.iter().for_each(|&key| {
+            gathered.i32(key);
         });
-        lists.tiles.iter().for_each(|&(tile, mask)| {
-            tiles.i32(tile).i32(mask);
+        schedule.pool.masks.iter().for_each(|&word| {
+            masks.i32(word as i32);
         });
-        lists.masks.iter().flatten().for_each(|&bits| {
-            masks.u64(bits);
-        });
-        let tables = [rows, starts, tiles, masks].map(|mut bytes| plan.table(bytes.take()));
-
-        let mut arguments = vec![
-            Argument::Tensor(TensorName::Q),
-            Argument::Tensor(TensorName::K),
-            Argument::Tensor(TensorName::V),
-            Argument::Tensor(TensorName::O),
-            Argument::OptionalTensor(TensorName::Lse),
-            sequences,
-            geometry.argument(),
-        ];
-        arguments.extend(tables);
-        plan.launches.push(Launch {
-            module,
-            entry: "block_sparse",
-            grid: grid_of("block_sparse", &[tiles_q, geometry.heads_q, geometry.batch()])?,
-            block: [THREADS, 1, 1],
-            shared_bytes,
-            arguments,
-        });
+        let lists = [runs, gathered, masks].map(|mut bytes| plan.table(bytes.take()));
+        let slots = schedule.slots as u64;
+        let sums = [4 * slots * shape.dims.1 as u64, 4 * slots, 4 * slots]
+            .map(|bytes| if slots == 0 { Argument::Null } else { plan.workspace(bytes) });
+        for pieces in &schedule.launches {
+            let mut arguments = vec![
+                Argument::Tensor(TensorName::Q),
+                Argument::Tensor(TensorName::K),
+                Argument::Tensor(TensorName::V),
+                Argument::Tensor(TensorName::O),
+                Argument::OptionalTensor(TensorName::Lse),
+                sequences.clone(),
+                geometry.argument(),
+                plan.table(work(pieces)?),
+            ];
+            arguments.extend(lists.clone());
+            arguments.push(Argument::I32(shape.cut().rows as i32));
+            arguments.extend(sums.clone());
+            plan.launches.push(Launch {
+                module,
+                entry: "block_sparse",
+                grid: grid_of("block_sparse", &[pieces.len()])?,
+                block: [32 * shape.warps as u32, 1, 1],
+                shared_bytes: shape.shared_bytes(),
+                arguments,
+            });
+        }
         Ok(plan)
     }
 
     fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
         for dims in DIMS {
-            for dtype in DTYPES {
-                modules.push(module(dims, dtype));
+            for shape in Shape::of(dims).iter().filter(|shape| shape.packed == 1) {
+                modules.extend(DTYPES.map(|dtype| module(shape, dtype)));
             }
         }
         modules

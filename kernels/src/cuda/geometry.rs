@@ -21,10 +21,6 @@ impl Bytes {
         self.0.extend(value.to_le_bytes());
         self
     }
-    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
-        self.0.extend(value.to_le_bytes());
-        self
-    }
     pub(super) fn f32(&mut self, value: f32) -> &mut Self {
         self.0.extend(value.to_le_bytes());
         self

@@ -1,4 +1,8 @@
-//! Linear attention, chunked prefill and recurrent decode: `kernels/cuda/linear.cu`.
+//! Linear attention: prefill on tensor cores (`kernels/cuda/linear_chunks.cu`), and everything else (`kernels/cuda/linear.cu`).
+
+mod chunks;
+#[cfg(test)]
+mod tests;
 
 use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
@@ -78,6 +82,9 @@ impl CudaKernel for Linear {
         let geometry = Geometry::new(problem);
         let dim = geometry.dim_qk;
         let is_recurrent = problem.is_recurrent();
+        if let Some(shape) = chunks::Shape::of(problem, &geometry, device) {
+            return chunks::plan(&shape, problem, &geometry, mechanism(feature_map, normalised), normalised, device);
+        }
         let shared_bytes = if is_recurrent {
             // The state, the normaliser, a key, a sum a thread, a denominator a warp.
             4 * (dim * COLUMNS + 2 * dim + THREADS + THREADS / 32)
@@ -121,6 +128,6 @@ impl CudaKernel for Linear {
     }
 
     fn modules(&self) -> Vec<Module> {
-        Dtype::ALL.into_iter().map(module).collect()
+        Dtype::ALL.into_iter().map(module).chain(chunks::modules()).collect()
     }
 }

@@ -10,6 +10,7 @@ mod decode;
 pub mod flash;
 pub mod flash1;
 pub mod flash3;
+mod flash_bwd;
 mod geometry;
 pub mod harness;
 pub mod linear;

@@ -36,10 +36,12 @@ pub const HEADERS: &[Header] = &[
     header!("ptx.cuh"),
     header!("geometry.cuh"),
     header!("attend.cuh"),
+    header!("flash_bwd.cuh"),
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("product.cuh"),
     header!("hopper.cuh"),
+    header!("linear.cuh"),
 ];
 
 #[cfg(test)]

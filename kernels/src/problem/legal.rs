@@ -265,7 +265,9 @@ impl AttentionProblem {
         };
         require(Dtype::ALL.contains(&self.dtype), || {
             let (dtype, known) = (self.dtype.name(), Dtype::ALL.map(Dtype::name).join(", "));
-            format!("{dtype} is a dtype of keys and values only: queries have {known}; write for example `bf16+{dtype}`")
+            format!(
+                "{dtype} is a dtype of keys and values only: queries have {known}; write for example `bf16+{dtype}`"
+            )
         })?;
         require(has_cache || self.dtype_kv == self.dtype, || {
             format!("{mechanism} {} has no KV cache, so no KV dtype of its own", self.phase.name())

@@ -3,9 +3,12 @@
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
+use attn_kernels::input::{self, Generator, InputSpec};
+use attn_kernels::pattern::Visibility;
 use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::tensor::TensorName;
 
-use super::check;
+use super::{DEVICE, check, shim};
 
 pub(crate) fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
@@ -150,5 +153,50 @@ fn biases_sinks_and_scales_of_either_sign() {
         problem.causal_alignment = CausalAlignment::TopLeft;
         problem.pattern = Pattern::Window { left: 40, right: 9 };
         check(&Flash, &problem);
+    }
+}
+
+/// Pairs of a query tile and a key tile that a launch of `flash` reads, found out by values that are no numbers: whoever reads
+/// a tile of V that holds them has them in its output, whatever weight they get.
+fn visits(problem: &AttentionProblem, rows: usize, keys: usize) -> Vec<(usize, usize)> {
+    let plan = Flash.plan(problem, &DEVICE).expect("it is supported");
+    let (len_q, len_kv) = (problem.lengths_q()[0], problem.lengths_kv()[0]);
+    let spec = InputSpec::new(problem, 3);
+    let mut visits = Vec::new();
+    for tile in 0..len_kv.div_ceil(keys) {
+        let mut inputs = Generator::new(problem, &spec, 0).inputs();
+        let v = inputs.get_mut(TensorName::V).bytes_mut();
+        let row_bytes = v.len() / len_kv;
+        v[tile * keys * row_bytes..((tile + 1) * keys).min(len_kv) * row_bytes].fill(0xff);
+        let mut outputs = input::outputs(problem);
+        shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs).expect("it runs");
+        let o = outputs.get(TensorName::O);
+        let is_tainted = |query: usize| o.get_f64(query * problem.head_dim_v).is_nan();
+        visits.extend((0..len_q.div_ceil(rows)).filter(|block| is_tainted(block * rows)).map(|block| (block, tile)));
+    }
+    visits.sort_unstable();
+    visits
+}
+
+#[test]
+fn windows_visit_only_tiles_that_they_meet() {
+    let windows = [(70, 0, true), (20, 30, false), (3, 200, false)];
+    for (left, right, causal) in windows {
+        for (alignment, lengths) in [
+            (CausalAlignment::BottomRight, (300, 300)),
+            (CausalAlignment::BottomRight, (130, 450)),
+            (CausalAlignment::TopLeft, (130, 450)),
+            (CausalAlignment::TopLeft, (300, 129)),
+        ] {
+            let mut problem = problem(Dtype::Bf16, (1, 1), lengths, 64);
+            problem.pattern = Pattern::Window { left, right };
+            (problem.causal, problem.causal_alignment) = (causal, alignment);
+            let problem = problem.normalise();
+            let visibility = Visibility::new(&problem, lengths.0, lengths.1);
+            let map = visibility.block_map(0, 128, 64);
+            let meets: Vec<(usize, usize)> =
+                (0..map.rows()).flat_map(|row| map.row(row).iter().map(move |block| (row, block.index))).collect();
+            assert_eq!(visits(&problem, 128, 64), meets, "{problem:?}");
+        }
     }
 }

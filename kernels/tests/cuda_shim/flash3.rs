@@ -84,3 +84,14 @@ fn blocks_stay_for_many_tiles() {
     assert_eq!(plan.launches[0].grid, [DEVICE.multiprocessors, 1, 1]);
     check(&Flash3, &problem);
 }
+
+/// Scores so large that one key decides, and so small that none does: with the slack in rescaling, and without need of it.
+#[test]
+fn scores_of_any_magnitude() {
+    for (index, scale) in [1e-4, 0.9, 6.0, 40.0].into_iter().enumerate() {
+        let mut problem = problem([Dtype::F16, Dtype::Bf16][index % 2], (1, 1), (130, 700), 64);
+        problem.scale = Some(scale);
+        problem.causal = index % 2 == 1;
+        check(&Flash3, &problem);
+    }
+}

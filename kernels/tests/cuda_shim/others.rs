@@ -1,5 +1,6 @@
 //! `block_sparse`, `linear`, `linformer` and `mla`.
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
@@ -8,7 +9,7 @@ use attn_kernels::problem::{
     AttentionProblem, CausalAlignment, Dtype, FeatureMap, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
 };
 
-use super::check;
+use super::{DEVICE, check};
 
 fn softmax(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
@@ -56,6 +57,44 @@ fn lists_of_ragged_batches_and_wide_heads() {
     }
     (problem.head_dim_qk, problem.head_dim_v) = (192, 128);
     check(&BlockSparse, &problem);
+}
+
+/// Lists that are divided and merged, heads packed into rows, and passes that begin from an earlier one's sums.
+#[test]
+fn lists_in_parts_packed_and_in_two_passes() {
+    // A dense list of 2600 keys is three parts; rows outside of the keys see nothing in any of them.
+    let mut dense = softmax(Dtype::Bf16, (2, 1), (40, 2600), 128);
+    dense.pattern = Pattern::Longformer { window: 20, global: 3, dilation: 1 };
+    dense.causal_alignment = CausalAlignment::TopLeft;
+    let mut ragged = AttentionProblem { batch: 2, ..dense.clone() };
+    ragged.seqlen_q = Lengths::List(vec![30, 9]);
+    ragged.seqlen_kv = Lengths::List(vec![2100, 0]);
+    ragged.softcap = Some(3.0);
+    let full = AttentionProblem { pattern: Pattern::Full, head_dim_v: 128, head_dim_qk: 192, ..dense.clone() };
+    let mut launches = Vec::new();
+    for problem in [dense, ragged, full] {
+        launches.push(BlockSparse.plan(&problem, &DEVICE).expect("it is supported").launches.len());
+        check(&BlockSparse, &problem);
+    }
+    assert!(launches.iter().all(|&launches| launches == 2), "{launches:?}");
+
+    // Enough heads to fill the device; groups of one, two and four heads whose rows share tiles.
+    let strided = Pattern::Strided { stride: 12 };
+    let longformer = Pattern::Longformer { window: 9, global: 5, dilation: 3 };
+    let dilated = Pattern::Dilated { window: 30, step: 2 };
+    for (index, pattern) in
+        [strided, longformer, dilated, Pattern::Fixed { block: 45, summary: 2 }].into_iter().enumerate()
+    {
+        for heads in [(12, 3), (8, 4), (6, 6)] {
+            let mut problem = softmax([Dtype::F16, Dtype::Bf16][index % 2], heads, (300, 310), [64, 128][index % 2]);
+            problem.pattern = pattern;
+            problem.causal = pattern == strided || index == 1 || index == 3;
+            // Scores of hundreds, so that sums relative to another largest score have to be right.
+            problem.scale = (heads.0 == 8).then_some(20.0);
+            problem.layout = [Layout::Bhsd, Layout::Bshd][index % 2];
+            check(&BlockSparse, &problem);
+        }
+    }
 }
 
 fn linear(
@@ -164,4 +203,33 @@ fn mla_prefill() {
     problem.head_dim_v = 128;
     problem.causal = true;
     check(&Mla, &problem);
+}
+
+/// The kernel on tensor cores: lengths around chunks and segments, both alignments, shared heads, every width, tiles of columns.
+#[test]
+fn linear_prefill_in_chunks() {
+    let dims = [(64, 64), (128, 128), (256, 264), (40, 72)];
+    let lengths = [(1, 1), (64, 64), (65, 65), (450, 450), (100, 230), (230, 100), (7, 130), (129, 640)];
+    for (index, lengths) in lengths.into_iter().enumerate() {
+        for causal in [false, true] {
+            let dtype = [Dtype::Bf16, Dtype::F16][(index + usize::from(causal)) % 2];
+            let heads = [(2, 1), (1, 1), (3, 3)][index % 3];
+            let mut problem = linear(dtype, Phase::Prefill, heads, lengths, dims[index % 4]);
+            problem.causal = causal;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 2 % 2];
+            problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            check(&Linear, &problem);
+        }
+    }
+    for feature_map in FeatureMap::ALL {
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let mut problem = linear(dtype, Phase::Prefill, (2, 2), (0, 0), (64, 64));
+            problem.mechanism = Mechanism::Linear { feature_map, normalised: feature_map == FeatureMap::Relu };
+            problem.batch = 3;
+            problem.causal = dtype == Dtype::Bf16;
+            problem.seqlen_q = Lengths::List(vec![300, 1, 70]);
+            problem.seqlen_kv = Lengths::List(vec![300, 90, 0]);
+            check(&Linear, &problem);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Compiles `.cu` files for the CPU and executes plans in the host shim.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -45,9 +45,21 @@ type LaunchFunction = unsafe extern "C" fn(
 
 type LeaveOutFunction = unsafe extern "C" fn(*const c_char, i32);
 
+type ReverseFunction = unsafe extern "C" fn(bool);
+
 thread_local! {
     /// The barrier that launches of this thread leave out: a file and a line.
     static LEFT_OUT: RefCell<(CString, i32)> = RefCell::default();
+    /// Whether launches of this thread run their last block first.
+    static IS_REVERSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does something with blocks in the opposite order.
+pub(crate) fn with_blocks_reversed<T>(work: impl FnOnce() -> T) -> T {
+    IS_REVERSED.set(true);
+    let done = work();
+    IS_REVERSED.set(false);
+    done
 }
 
 /// Does something without the barrier or wait of a place in the sources.
@@ -225,6 +237,8 @@ pub(crate) fn launch(
     let left_out = LEFT_OUT.take();
     // SAFETY: the type is that of shim.h, and the name outlives the launch.
     unsafe { compiled.get::<LeaveOutFunction>(b"shim_leave_out")(left_out.0.as_ptr(), left_out.1) };
+    // SAFETY: the type is that of shim.h.
+    unsafe { compiled.get::<ReverseFunction>(b"shim_reverse_blocks")(IS_REVERSED.get()) };
     // SAFETY: as many arguments of the right sizes as the kernel has parameters; the allocations outlive the call.
     let is_done = unsafe {
         let symbol = compiled.library.get::<LaunchFunction>(b"shim_launch").expect("the shim exports it");

@@ -8,7 +8,10 @@ use crate::suite::Suite;
 /// Reads the option.
 pub(super) fn parse(name: &str) -> Result<Dtype, String> {
     let known = || Dtype::ALL.map(Dtype::name).join(", ");
-    Dtype::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| format!("there is no dtype `{name}`; there are {}", known()))
+    Dtype::ALL
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
+        .ok_or_else(|| format!("there is no dtype `{name}`; there are {}", known()))
 }
 
 /// Makes this the dtype of queries and keys of every case, but for keys that a case stores in e4m3. Cases that are alike then

@@ -1,0 +1,188 @@
+//! Prefill on tensor cores: `kernels/cuda/linear_chunks.cu`.
+
+use super::super::Source;
+use super::super::geometry::Geometry;
+use super::super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
+use super::super::source::source;
+use super::super::tensor_core::{DTYPES, element};
+use crate::kernel::KernelError;
+use crate::problem::{AttentionProblem, Dtype};
+use crate::tensor::TensorName;
+
+const SOURCE: Source = source!("linear_chunks.cu");
+
+/// Positions a chunk.
+const CHUNK: usize = 64;
+/// What a second pass over the keys costs of a chunk, and what states in memory cost of a walk, in chunks: 64 KiB written,
+/// read, written and read again, of 64 KiB a chunk.
+const SECOND_PASS: f64 = 0.5;
+const STATES_COST: f64 = 4.0;
+/// Segments that a scan walks along.
+const MOST_SEGMENTS: usize = 64;
+
+/// How a block is cut for some d_qk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    dim_qk: usize,
+    /// Columns of V that a warp owns.
+    warp_columns: usize,
+    warps: usize,
+    /// Blocks that fit a multiprocessor of sm_90.
+    blocks_a_multiprocessor: usize,
+}
+
+#[rustfmt::skip]
+const TABLE: [Shape; 3] = [
+    Shape { dim_qk: 64, warp_columns: 16, warps: 4, blocks_a_multiprocessor: 3 },
+    Shape { dim_qk: 128, warp_columns: 32, warps: 4, blocks_a_multiprocessor: 2 },
+    Shape { dim_qk: 256, warp_columns: 16, warps: 8, blocks_a_multiprocessor: 1 },
+];
+
+impl Shape {
+    /// The shape of a prefill in 16 bits whose rows are whole chunks of 16 bytes, where its tiles fit the device.
+    pub(super) fn of(problem: &AttentionProblem, geometry: &Geometry, device: &DeviceFacts) -> Option<Shape> {
+        let is_whole = geometry.dim_qk.is_multiple_of(8) && geometry.dim_v.is_multiple_of(8);
+        let is_fit =
+            |shape: &&Shape| geometry.dim_qk <= shape.dim_qk && shape.shared_bytes() <= device.shared_bytes_per_block;
+        (is_whole && problem.dtype != Dtype::F32 && !problem.is_recurrent())
+            .then(|| TABLE.iter().find(is_fit).copied())?
+    }
+
+    fn columns(&self) -> usize {
+        self.warp_columns * self.warps
+    }
+
+    /// Two stages of Q, K and V, the triangle, two normalisers of each warp, divisors of each part of the keys, scales of rows.
+    fn shared_bytes(&self) -> u32 {
+        let stage = 2 * CHUNK * (2 * self.dim_qk + self.columns());
+        let numbers = 2 * self.warps * self.dim_qk + (self.warps / 4 + 2) * CHUNK;
+        (2 * stage + 2 * CHUNK * CHUNK + 4 * numbers) as u32
+    }
+
+    fn module(&self, dtype: Dtype) -> Module {
+        Module {
+            source: SOURCE,
+            defines: vec![
+                ("ELEMENT", element(dtype).to_string()),
+                ("DIM_QK", self.dim_qk.to_string()),
+                ("WARP_V", self.warp_columns.to_string()),
+                ("WARPS", self.warps.to_string()),
+            ],
+        }
+    }
+
+    /// Blocks that run at a time.
+    fn places(&self, device: &DeviceFacts) -> usize {
+        self.blocks_a_multiprocessor * device.multiprocessors as usize
+    }
+}
+
+/// Every variant.
+pub(super) fn modules() -> Vec<Module> {
+    TABLE.iter().flat_map(|shape| DTYPES.map(|dtype| shape.module(dtype))).collect()
+}
+
+/// How many segments to cut `chunks` into, of which `blocks` walks are made at a time, where `dearer` says what cutting adds
+/// to a chunk's time and `fixed`, in chunks, to a walk's.
+fn segments(chunks: usize, blocks: usize, places: usize, dearer: f64, fixed: f64) -> usize {
+    let time = |segments: usize| {
+        let walk = chunks.div_ceil(segments) as f64;
+        // A device that is not full takes as long as a full one.
+        let rounds = (blocks * segments) as f64 / places as f64;
+        let (dearer, fixed) = if segments > 1 { (dearer, fixed) } else { (0.0, 0.0) };
+        rounds.max(1.0) * (walk * (1.0 + dearer) + fixed)
+    };
+    (1..=chunks.clamp(1, MOST_SEGMENTS)).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(1)
+}
+
+/// The plan of a prefill.
+pub(super) fn plan(
+    shape: &Shape,
+    problem: &AttentionProblem,
+    geometry: &Geometry,
+    mechanism: Argument,
+    is_normalised: bool,
+    device: &DeviceFacts,
+) -> Result<CudaPlan, KernelError> {
+    let mut plan = CudaPlan::default();
+    let module = plan.module(shape.module(problem.dtype));
+    let sequences = geometry.sequences(&mut plan);
+    let tiles = geometry.dim_v.div_ceil(shape.columns());
+    let (heads_q, heads_kv) = (geometry.heads_q * geometry.batch(), geometry.heads_kv * geometry.batch());
+    let is_causal = Argument::I32(i32::from(problem.causal));
+    let launch = |entry, grid, arguments| Launch {
+        module,
+        entry,
+        grid,
+        block: [32 * shape.warps as u32, 1, 1],
+        shared_bytes: shape.shared_bytes(),
+        arguments,
+    };
+
+    // Causal walks are along positions, from the first query or key to the last query.
+    let lengths = geometry.lengths_q.iter().zip(&geometry.query_offsets);
+    let positions = |(&len_q, &offset): (&usize, &i64)| {
+        let origin = ((-offset).max(0) as usize).div_ceil(CHUNK) * CHUNK;
+        (origin as i64 + offset + len_q as i64) as usize
+    };
+    let positions = if problem.causal { lengths.map(positions).max().unwrap_or(0) } else { geometry.longest_q() };
+    let (chunks, places) = (positions.div_ceil(CHUNK), shape.places(device));
+    let (key_segments, key_chunks, query_segments, query_chunks) = if problem.causal {
+        let segments = segments(chunks, tiles * heads_q, places, SECOND_PASS, STATES_COST);
+        let length = chunks.div_ceil(segments);
+        (segments, length, segments, length)
+    } else {
+        let key_chunks = geometry.longest_kv().div_ceil(CHUNK);
+        let key_segments = segments(key_chunks, tiles * heads_kv, places, 0.0, STATES_COST);
+        let query_segments = segments(chunks, tiles * heads_q, places, 0.0, STATES_COST / 4.0);
+        (key_segments, key_chunks.div_ceil(key_segments), query_segments, chunks.div_ceil(query_segments))
+    };
+
+    let has_states = !problem.causal || key_segments > 1;
+    let size = tiles * shape.columns() * shape.dim_qk;
+    let pitch = size + shape.dim_qk;
+    let states = if has_states { plan.workspace((heads_kv * key_segments * pitch * 4) as u64) } else { Argument::Null };
+    if has_states {
+        let arguments = vec![
+            Argument::Tensor(TensorName::K),
+            Argument::Tensor(TensorName::V),
+            sequences.clone(),
+            geometry.argument(),
+            mechanism.clone(),
+            is_causal.clone(),
+            Argument::I32(key_segments as i32),
+            Argument::I32(key_chunks as i32),
+            states.clone(),
+        ];
+        plan.launches.push(launch("linear_sums", grid_of("linear", &[tiles, key_segments, heads_kv])?, arguments));
+    }
+    if key_segments > 1 {
+        let size = if is_normalised { pitch } else { size };
+        let arguments = vec![
+            states.clone(),
+            Argument::I32(key_segments as i32),
+            Argument::I32(pitch as i32),
+            Argument::I32(size as i32),
+            Argument::I32(i32::from(!problem.causal)),
+        ];
+        let [blocks, ..] = grid_of("linear", &[heads_kv])?;
+        let scan = launch("linear_scan", [blocks, size.div_ceil(256) as u32, 1], arguments);
+        plan.launches.push(Launch { block: [256, 1, 1], shared_bytes: 0, ..scan });
+    }
+    let arguments = vec![
+        Argument::Tensor(TensorName::Q),
+        Argument::Tensor(TensorName::K),
+        Argument::Tensor(TensorName::V),
+        Argument::Tensor(TensorName::O),
+        sequences,
+        geometry.argument(),
+        mechanism,
+        is_causal,
+        Argument::I32(query_segments as i32),
+        Argument::I32(query_chunks as i32),
+        states,
+        Argument::I32(key_segments as i32),
+    ];
+    plan.launches.push(launch("linear_chunks", grid_of("linear", &[tiles, query_segments, heads_q])?, arguments));
+    Ok(plan)
+}
