@@ -22,6 +22,8 @@ using Element = ELEMENT;
 constexpr int DIM_QK = 576, DIM_V = 512, ROWS = 64, KEYS = 64, STAGES = 2, THREADS = 384;
 constexpr int HALF = DIM_V / 2, LEFT_PANELS = HALF / 64, RIGHT_PANELS = (DIM_QK - HALF) / 64;
 constexpr int COPY_REGISTERS = 40, MATH_REGISTERS = 232;
+// Weights may grow to 2^SLACK before rows are scaled, as in flash3.cu.
+constexpr int SLACK = 8;
 // Named barriers: of both warpgroups that compute, and of each of them.
 constexpr u32 BOTH = 1, LEFT_GROUP = 2, RIGHT_GROUP = 3;
 using QTile = Tile<ROWS, DIM_QK>;
@@ -75,7 +77,9 @@ DEVICE void copy_latent_rows(const Storage &storage, const TensorMap &map, const
 }
 
 // Zeros in the rows of values from `first` on, by a warpgroup, for its products: a weight of 0 would not undo a NaN there.
+// Scores read the rows too, and a warp that has its own knows nothing of the others'.
 DEVICE void clear_values(VTile v, i32 first, u32 barrier) {
+    sync_named(barrier, 128);
     for (int item = thread_index() % 128; item < (KEYS - first) * (HALF / 8); item += 128)
         store_shared_vec4(v.chunk(first + item / (HALF / 8), item % (HALF / 8)), Vec4{});
     fence_async_shared();
@@ -167,7 +171,7 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
                     const KeyRange range = keys_of_row(geometry, sequence, (item.first_row + int(warp_row) + row) / group);
                     return KeyRange{0, min_i32(range.end, share.end)};
                 });
-            softmax.weigh(s, rescale, factor);
+            softmax.weigh<SLACK>(s, rescale, factor);
         };
         // Weights for both warpgroups, when the other one has used those before. A warp's products read its own rows of them.
         auto hand_over = [&](u32 tile) {
@@ -196,7 +200,7 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
                 finish_products<1>(s[0]);
                 weigh(tile + 1);
                 finish_values(tile);
-                softmax.scale(out, rescale);
+                if (any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
                 hand_over(tile + 1);
             }
             if (last_keys < KEYS) clear_values(storage.v(tile % STAGES, 0), last_keys, LEFT_GROUP);
@@ -217,7 +221,7 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 rescale[0][half] = load_shared_f32(storage.rescale + (warp_row + half * 8 + lane / 4) * 4);
-            Softmax<1>::scale(out, rescale);
+            if (any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) Softmax<1>::scale(out, rescale);
             mbarrier_wait(storage.right.full(tile % STAGES), tile / STAGES % 2);
             if (tile + 1 == tiles && last_keys < KEYS) clear_values(storage.v(tile % STAGES, 1), last_keys, RIGHT_GROUP);
             start_values(tile);

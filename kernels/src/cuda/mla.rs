@@ -162,10 +162,7 @@ impl CudaKernel for Mla {
     }
 
     fn modules_for(&self, compute_capability: u32) -> Vec<Module> {
-        let has = |module: &Module| compute_capability == CAPABILITY_90 || module.source != SOURCE_90;
-        let mut modules = self.modules();
-        modules.retain(|module| has(module) && !Flash3.modules().contains(module));
-        modules.extend(Flash3.modules_for(compute_capability));
-        modules
+        let needs_90 = |module: &Module| module.source == SOURCE_90 || Flash3.modules().contains(module);
+        self.modules().into_iter().filter(|module| compute_capability == CAPABILITY_90 || !needs_90(module)).collect()
     }
 }
