@@ -33,6 +33,8 @@ using Element = ELEMENT;
 using Stored = ELEMENT_KV::Storage;
 constexpr int STEP = 16, WARPS = 4, THREADS = WARPS * 32;
 constexpr int KEY_WARPS = WARPS / ROW_WARPS, WARP_ROWS = ROWS / ROW_WARPS, M = WARP_ROWS / 16, ROUND = STEP * KEY_WARPS;
+// Weights may grow to 2^SLACK before rows are scaled: far from the largest f16, and sums are f32.
+constexpr int SLACK = 8;
 constexpr bool IS_NARROW = sizeof(Stored) == 1;
 using QTile = Tile<ROWS, DIM_QK>;
 using KTile = Tile<STEP, DIM_QK * sizeof(Stored) / 2>;
@@ -232,7 +234,12 @@ DEVICE void decode_block(Global<const u16> q, Global<const Stored> k, Global<con
                     KeyRange range = keys_of_row(geometry, sequence, (row_base + row) / group);
                     return KeyRange{range.first, min_i32(range.end, end)};
                 });
-            softmax.update(s, out, factor);
+            f32 rescale[M][2];
+            softmax.template weigh<SLACK>(s, rescale, factor);
+            bool is_scaled = false;
+#pragma unroll
+            for (int m = 0; m < M; m++) is_scaled = is_scaled || rescale[m][0] != 1.0f || rescale[m][1] != 1.0f;
+            if (any_lane(is_scaled)) softmax.scale(out, rescale);
             if constexpr (IS_NARROW) accumulate_narrow<ELEMENT_KV>(out, s, value_place(v_tile, 0, lane));
             else accumulate<Element, M, STEP, DIM_V, VTile>(out, s, value_place(v_tile, 0, lane));
         }

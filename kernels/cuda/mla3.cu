@@ -217,12 +217,12 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
         sync_named(BOTH, 256);
     } else {
         for (u32 tile = 0; tile < tiles; tile++) {
+            // Who hands weights over has seen both parts of the tile's rows arrive.
             mbarrier_wait(storage.weights.full(0), tile % 2);
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 rescale[0][half] = load_shared_f32(storage.rescale + (warp_row + half * 8 + lane / 4) * 4);
             if (any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) Softmax<1>::scale(out, rescale);
-            mbarrier_wait(storage.right.full(tile % STAGES), tile / STAGES % 2);
             if (tile + 1 == tiles && last_keys < KEYS) clear_values(storage.v(tile % STAGES, 1), last_keys, RIGHT_GROUP);
             start_values(tile);
             finish_products<0>(out[0]);

@@ -2,12 +2,12 @@
 //! `kernels/cuda/mla3.cu`; expanded prefill in `flash` and `flash3`.
 
 use super::decode::{push_combine, push_partials};
+use super::flash3::{self, Flash3};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap, grid_of};
 use super::shares::share_out;
 use super::source::source;
 use super::tensor_core::{self, DTYPES, compiled_dims, element};
-use super::flash3::{self, Flash3};
 use super::{CudaKernel, Source, flash};
 use crate::input::tensor_shape;
 use crate::kernel::KernelError;
@@ -154,8 +154,7 @@ impl CudaKernel for Mla {
 
     fn modules(&self) -> Vec<Module> {
         let sources = [SOURCE, SOURCE_90].into_iter();
-        let mut modules: Vec<Module> =
-            sources.flat_map(|source| DTYPES.map(|dtype| module(source, dtype))).collect();
+        let mut modules: Vec<Module> = sources.flat_map(|source| DTYPES.map(|dtype| module(source, dtype))).collect();
         modules.extend(flash::modules());
         modules.extend(Flash3.modules());
         modules
