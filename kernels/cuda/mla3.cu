@@ -8,7 +8,7 @@
 // issued before the weighted values of this one, so that the softmax runs beside two warpgroups' products.
 //
 // Tiles: 64 rows x 64 keys, d 576:512 (smaller ones in the same tile), two slots of latent rows, each in a left part (columns to
-// 256) and a right one (the rest), which are given back apart. 217 KiB of shared memory: one block a multiprocessor.
+// 256) and a right one (the rest), which are given back apart. 225 KiB of shared memory: one block a multiprocessor.
 // Floor on an H200, a tile: 64 x 64 x (576 + 512) x 2 = 8.9 MFLOP, 2176 cycles at the full rate of wgmma and 2700 at 790
 // TFLOP/s of the device; 74 KB of latent rows, 3960 cycles at 4.3 TB/s; 4096 exponentials, 256 cycles. So up to 64 heads
 // times queries the copy rules; from 128 on, where two blocks read the same rows at about the same time and the second-level
