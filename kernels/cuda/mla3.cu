@@ -47,8 +47,7 @@ struct Storage {
 // The warp that copies: lane l brings every 32nd box of `box_rows` rows, which lie in one page. A box behind the last key becomes
 // zeros, as all that is outside of the cache does.
 DEVICE void copy_latent_rows(const Storage &storage, const TensorMap &map, const Geometry &geometry, const Sequence &sequence,
-                             Global<const i32> page_table, i32 number, KeyRange share, i32 cache_rows,
-                             i32 box_rows) {
+                             Global<const i32> page_table, i32 number, KeyRange share, i32 cache_rows, i32 box_rows) {
     const u32 lane = thread_index();
     const i32 first_row = i32(sequence.k / geometry.k.token);
     auto row_of = [&](i32 key) {
@@ -90,8 +89,7 @@ DEVICE void clear_values(VTile v, i32 first, u32 barrier) {
 KERNEL(THREADS, 1)
 mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Global<f32> lse,
      Global<const Sequence> sequences, Global<const WorkItem> items, Geometry geometry, Global<f32> partial_o,
-     Global<f32> partial_lse, i32 splits, Global<const i32> page_table, i32 cache_rows,
-     i32 box_rows) {
+     Global<f32> partial_lse, i32 splits, Global<const i32> page_table, i32 cache_rows, i32 box_rows) {
     const Storage storage;
     const u32 thread = thread_index(), lane = thread % 32, warpgroup = thread / 128;
     const int group = geometry.heads_q;
@@ -110,8 +108,7 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
     if (warpgroup == 0) {
         give_back_registers<COPY_REGISTERS>();
         if (thread < 32)
-            copy_latent_rows(storage, k_map, geometry, sequence, page_table, item.sequence, share, cache_rows,
-                             box_rows);
+            copy_latent_rows(storage, k_map, geometry, sequence, page_table, item.sequence, share, cache_rows, box_rows);
         return;
     }
     take_registers<MATH_REGISTERS>();
