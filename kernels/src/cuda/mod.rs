@@ -52,6 +52,10 @@ pub trait CudaKernel: Sync {
     }
     /// Every module that a plan may hold: what is compiled ahead to know registers, spills and shared memory.
     fn modules(&self) -> Vec<Module>;
+    /// Those that a plan for such a device may hold.
+    fn modules_for(&self, compute_capability: u32) -> Vec<Module> {
+        if self.is_for(compute_capability) { self.modules() } else { Vec::new() }
+    }
 }
 
 /// Every CUDA kernel, from the plainest on. A new kernel is one `.cu`, one file and one line here.

@@ -6,6 +6,7 @@ mod flash;
 mod flash3;
 mod flash_bwd;
 mod groups;
+mod mla;
 mod naive;
 mod others;
 mod sabotage;
@@ -37,8 +38,18 @@ fn check(kernel: &dyn CudaKernel, problem: &AttentionProblem) {
 
 /// The same with the sources of a folder; the error is the shim's or the oracle's.
 fn judge(kernel: &dyn CudaKernel, problem: &AttentionProblem, folder: &Path) -> Result<(), String> {
+    judge_on(&DEVICE, kernel, problem, folder)
+}
+
+/// The same on another device.
+fn judge_on(
+    device: &DeviceFacts,
+    kernel: &dyn CudaKernel,
+    problem: &AttentionProblem,
+    folder: &Path,
+) -> Result<(), String> {
     problem.validate().map_err(|error| error.to_string())?;
-    let plan = kernel.plan(problem, &DEVICE).map_err(|error| error.to_string())?;
+    let plan = kernel.plan(problem, device).map_err(|error| error.to_string())?;
     let known = kernel.modules();
     for module in &plan.modules {
         assert!(known.contains(module), "{} is no listed module of {}", module.label(), kernel.name());

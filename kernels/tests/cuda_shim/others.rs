@@ -1,12 +1,11 @@
-//! `block_sparse`, `linear`, `linformer` and `mla`.
+//! `block_sparse`, `linear` and `linformer`.
 
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
-use attn_kernels::cuda::mla::Mla;
 use attn_kernels::problem::{
-    AttentionProblem, CausalAlignment, Dtype, FeatureMap, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
+    AttentionProblem, CausalAlignment, Dtype, FeatureMap, Layout, Lengths, Mechanism, Pattern, Phase,
 };
 
 use super::{DEVICE, check};
@@ -166,43 +165,6 @@ fn linformer_projects_and_attends() {
             check(&Linformer, &problem);
         }
     }
-}
-
-fn mla(dtype: Dtype, heads: usize, lengths: (usize, usize)) -> AttentionProblem {
-    let mut problem = AttentionProblem::softmax(Phase::Decode, dtype, 1, (heads, 1), lengths, 48);
-    problem.mechanism = Mechanism::Mla { latent: 32, rope: 16, nope: 24 };
-    problem.head_dim_v = 32;
-    problem.causal = true;
-    problem
-}
-
-#[test]
-fn mla_decode() {
-    for (index, length) in [1, 65, 200, 700].into_iter().enumerate() {
-        for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 24 }] {
-            let mut problem =
-                mla([Dtype::Bf16, Dtype::F16][index % 2], [16, 3, 40][index % 3], (1 + index % 3, length));
-            problem.kv_layout = kv_layout;
-            problem.batch = 1 + index % 2;
-            check(&Mla, &problem);
-        }
-    }
-    let mut real = mla(Dtype::Bf16, 16, (1, 70));
-    (real.mechanism, real.head_dim_qk, real.head_dim_v) = (Mechanism::MLA, 576, 512);
-    check(&Mla, &real);
-    let mut ragged = mla(Dtype::F16, 4, (1, 0));
-    ragged.batch = 3;
-    ragged.seqlen_kv = Lengths::List(vec![300, 0, 7]);
-    check(&Mla, &ragged);
-}
-
-#[test]
-fn mla_prefill() {
-    let mut problem = softmax(Dtype::Bf16, (2, 2), (70, 100), 192);
-    problem.mechanism = Mechanism::MLA;
-    problem.head_dim_v = 128;
-    problem.causal = true;
-    check(&Mla, &problem);
 }
 
 /// The kernel on tensor cores: lengths around chunks and segments, both alignments, shared heads, every width, tiles of columns.
