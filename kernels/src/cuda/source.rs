@@ -40,6 +40,7 @@ pub const HEADERS: &[Header] = &[
     header!("decode.cuh"),
     header!("product.cuh"),
     header!("linear.cuh"),
+    header!("chunks.cuh"),
 ];
 
 #[cfg(test)]
