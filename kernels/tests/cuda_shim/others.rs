@@ -157,15 +157,31 @@ fn linear_decode_and_feature_maps() {
 
 #[test]
 fn linformer_projects_and_attends() {
-    for (index, (length, rank)) in [(1, 1), (100, 40), (130, 65), (300, 128)].into_iter().enumerate() {
+    // Lengths around tiles, tokens that are split and added, K' and V' resident and not, wide and uneven heads.
+    let cases = [
+        (1, 1, (64, 64)),
+        (100, 40, (64, 64)),
+        (130, 65, (128, 128)),
+        (1100, 128, (64, 40)),
+        (300, 256, (96, 128)),
+        (70, 300, (192, 128)),
+    ];
+    let mut launches = Vec::new();
+    for (index, (length, rank, dims)) in cases.into_iter().enumerate() {
         for dtype in [Dtype::Bf16, Dtype::F16] {
-            let mut problem = softmax(dtype, (2, 1), (length, length), 64);
+            let mut problem = softmax(dtype, (2, 1), (length, length), dims.0);
+            problem.head_dim_v = dims.1;
             problem.mechanism = Mechanism::Linformer { rank };
             problem.batch = 1 + index % 2;
             problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
             check(&Linformer, &problem);
+            let plan = Linformer.plan(&problem, &DEVICE).expect("it is supported");
+            launches.push(plan.launches.iter().map(|launch| launch.entry).collect::<Vec<_>>());
         }
     }
+    assert_eq!(launches[0], ["linformer_round", "linformer_project", "linformer_attend"]);
+    assert_eq!(launches[6], ["linformer_round", "linformer_project", "linformer_reduce", "linformer_attend"]);
+    assert_eq!(launches[10], ["linformer_round", "linformer_project", "flash"]);
 }
 
 fn mla(dtype: Dtype, heads: usize, lengths: (usize, usize)) -> AttentionProblem {
