@@ -5,11 +5,13 @@ use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
 use attn_kernels::cuda::mla::Mla;
+use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::problem::{
     AttentionProblem, CausalAlignment, Dtype, FeatureMap, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
 };
+use attn_kernels::tensor::TensorName;
 
-use super::{DEVICE, check};
+use super::{DEVICE, check, shim};
 
 fn softmax(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
@@ -221,6 +223,20 @@ fn mla_prefill() {
     check(&Mla, &problem);
 }
 
+/// The state in registers, of every compiled width, and where it is not: uneven columns.
+#[test]
+fn linear_decode_of_every_width() {
+    for (index, dims) in [(64, 64), (128, 132), (200, 36), (24, 17), (1, 4)].into_iter().enumerate() {
+        for heads in [(1, 1), (6, 2)] {
+            let mut problem = linear(Dtype::ALL[index % 3], Phase::Decode, heads, (1 + index % 3, 50), dims);
+            problem.causal = true;
+            problem.batch = 2;
+            problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            check(&Linear, &problem);
+        }
+    }
+}
+
 /// The kernel on tensor cores: lengths around chunks and segments, both alignments, shared heads, every width, tiles of columns.
 #[test]
 fn linear_prefill_in_chunks() {
@@ -246,6 +262,30 @@ fn linear_prefill_in_chunks() {
             problem.seqlen_q = Lengths::List(vec![300, 1, 70]);
             problem.seqlen_kv = Lengths::List(vec![300, 90, 0]);
             check(&Linear, &problem);
+        }
+    }
+}
+
+/// Sums far beyond what f16 holds: constant keys, whose normalised output is their value, whatever the sums in between.
+#[test]
+fn linear_prefill_in_f16_does_not_overflow() {
+    for causal in [false, true] {
+        let mut problem = linear(Dtype::F16, Phase::Prefill, (1, 1), (300, 300), (128, 128));
+        problem.mechanism = Mechanism::Linear { feature_map: FeatureMap::Relu, normalised: true };
+        problem.causal = causal;
+        let plan = Linear.plan(&problem, &DEVICE).expect("it is supported");
+        let spec = InputSpec::new(&problem, 5);
+        let mut inputs = Generator::new(&problem, &spec, 0).inputs();
+        // 1000 in f16; products are 1e6, their sum over d 1e8, and over keys 4e10.
+        let thousand = 0x63d0u16.to_le_bytes();
+        for name in [TensorName::Q, TensorName::K, TensorName::V] {
+            inputs.get_mut(name).bytes_mut().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&thousand));
+        }
+        let mut outputs = input::outputs(&problem);
+        shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs).expect("it runs");
+        let o = outputs.get(TensorName::O);
+        for index in 0..o.len() {
+            assert!((o.get_f64(index) - 1000.0).abs() <= 1.0, "causal {causal}, {index}: {}", o.get_f64(index));
         }
     }
 }

@@ -114,9 +114,10 @@ fn no_barrier_of_linear_can_go() {
     let plain = [
         linear(Phase::Prefill, true, Dtype::F32),
         linear(Phase::Prefill, false, Dtype::F32),
-        linear(Phase::Decode, true, Dtype::F32),
+        AttentionProblem { head_dim_v: 33, ..linear(Phase::Decode, true, Dtype::F32) },
     ];
     every_barrier_is_needed(&Linear, &plain, &["linear.cu"]);
+    every_barrier_is_needed(&Linear, &[linear(Phase::Decode, true, Dtype::Bf16)], &["linear_decode.cu"]);
     let mut segments = linear(Phase::Prefill, true, Dtype::F16);
     (segments.seqlen_q, segments.seqlen_kv) = (Lengths::Same(450), Lengths::Same(450));
     let chunks = [segments, linear(Phase::Prefill, false, Dtype::Bf16)];
