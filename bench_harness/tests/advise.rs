@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use assert_cmd::Command;
+use attn_kernels::e4m3::e4m3;
 use attnbench::advise::assess::assess_all;
 use attnbench::advise::choose::choose;
 use attnbench::advise::curve::{Basis, Curve, Point};
@@ -10,15 +11,15 @@ use attnbench::advise::latency::{rates, step};
 use attnbench::advise::probe::concentration::concentration;
 use attnbench::advise::probe::distance::distance;
 use attnbench::advise::probe::diversity::retained;
-use attnbench::advise::probe::precision::{change, to_e4m3};
+use attnbench::advise::probe::precision::change;
 use attnbench::advise::probe::recall::{TRIALS, recall};
 use attnbench::advise::probe::{latent, relay::relayed};
 use attnbench::advise::{Design, Memo, Scenario, cases, library};
 use attnbench::kv::Element;
-use attnbench::kv::shape::softmax_layers;
 use attnbench::kv::variants::{latent as latent_layers, linear, windowed};
 use attnbench::record::{ControlKind, Record};
 use attnbench::report::memo::{html, markdown};
+use attnbench::suite::presets::LayerGroup;
 use proptest::prelude::*;
 
 const SCENARIO: &str = "description = \"A test.\"\n[model]\nlayers = 12\nheads_q = 16\nhead_dim = 64\nparameters = 1e9\nweights = \"bf16\"\ntrained_as = \"gqa:8\"\n[device]\nname = \"l4\"\n[[workload]]\nname = \"w\"\ncontext = [64, 2048]\nconcurrency = 4\ntime_per_token_ms = 100\ntime_to_first_token_s = 9\n[needs]\nlocal_detail = 64\nretrieval = [1500]\n";
@@ -64,13 +65,13 @@ fn record(scenario: &Scenario) -> Record {
 #[test]
 fn recall_is_exact_inside_a_window_and_chance_beyond() {
     for window in [17, 64, 300] {
-        let group = windowed(softmax_layers(1, 8, 8, 64), window);
+        let group = windowed(LayerGroup::dense(1, 8, 8, 64), window);
         assert_eq!(recall(&group, window - 1, 1024, 32), 1.0, "the farthest key of {window}");
         // The needles lie at distances from `distance` down: all of them just outside.
         let beyond = recall(&group, window - 1 + TRIALS, 1024, 32);
         assert!(beyond <= 2.0 / TRIALS as f64, "chance is 1 in 256, and {beyond} were found beyond {window}");
     }
-    let full = softmax_layers(1, 8, 1, 64);
+    let full = LayerGroup::dense(1, 8, 1, 64);
     for distance in [0, 1, 500, 4000] {
         assert_eq!(recall(&full, distance, 4001, 64), 1.0, "{distance}");
     }
@@ -80,7 +81,7 @@ fn recall_is_exact_inside_a_window_and_chance_beyond() {
 
 #[test]
 fn linear_attention_forgets_under_load() {
-    let group = linear(softmax_layers(1, 8, 8, 64));
+    let group = linear(LayerGroup::dense(1, 8, 8, 64));
     let loads = [4, 64, 1024, 8192].map(|keys| recall(&group, keys - 1, keys, 64));
     assert_eq!(loads[0], 1.0, "{loads:?}");
     assert!(loads[3] <= 0.5 && loads.is_sorted_by(|a, b| a >= b), "{loads:?}");
@@ -106,7 +107,7 @@ fn sharing_heads_never_adds_diversity() {
 
 #[test]
 fn concentration_falls_and_entropy_stays_a_share() {
-    let group = softmax_layers(1, 1, 1, 64);
+    let group = LayerGroup::dense(1, 1, 1, 64);
     let found = [16, 256, 4096, 65_536].map(|length| concentration(&group, length));
     assert!(found.is_sorted_by(|a, b| a.0 > b.0), "{found:?}");
     assert!(found[0].0 > 0.99 && found.iter().all(|(_, entropy)| (0.0..=1.0).contains(entropy)), "{found:?}");
@@ -129,7 +130,7 @@ fn a_latent_holds_what_its_rank_allows() {
 fn eight_bits() {
     for (x, rounded) in [(0.0, 0.0), (1.0, 1.0), (1.06, 1.0), (1.07, 1.125), (-17.0, -16.0), (1e6, 448.0), (1e-4, 0.0)]
     {
-        assert_eq!(to_e4m3(x), rounded, "{x}");
+        assert_eq!(e4m3::from_f32(x).to_f32(), rounded, "{x}");
     }
     let change = change();
     assert!(change > 0.005 && change < 0.06, "{change}");
@@ -137,7 +138,7 @@ fn eight_bits() {
 
 #[test]
 fn distance_is_zero_for_what_sees_everything() {
-    let full = softmax_layers(1, 8, 2, 64);
+    let full = LayerGroup::dense(1, 8, 2, 64);
     assert_eq!(distance(&full), 0.0);
     assert_eq!(distance(&latent_layers(full)), 0.0);
     let [narrow, wide, whole] = [128, 4096, 8192].map(|keys| distance(&windowed(full, keys)));

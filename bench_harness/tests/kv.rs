@@ -4,8 +4,8 @@ use attnbench::kv::capacity::{largest_batch, largest_context};
 use attnbench::kv::pages::{paged, reserved_bytes};
 use attnbench::kv::size::{parse_bytes, parse_share_or_bytes};
 use attnbench::kv::variants::{latent, linear, windowed, with_heads};
-use attnbench::kv::{CacheShape, Context, Element, shape::softmax_layers};
-use attnbench::suite::presets::find;
+use attnbench::kv::{CacheShape, Context, Element};
+use attnbench::suite::presets::{LayerGroup, find};
 use proptest::prelude::*;
 
 fn element(name: &str) -> Element {
@@ -59,7 +59,7 @@ fn groups_add_up() {
 
 #[test]
 fn states_and_encoders() {
-    let linear = CacheShape::new(vec![linear(softmax_layers(24, 16, 16, 64))]).unwrap();
+    let linear = CacheShape::new(vec![linear(LayerGroup::dense(24, 16, 16, 64))]).unwrap();
     let bytes = linear.sequence_bytes(Element::F16, 1).unwrap();
     assert_eq!(bytes, 24 * 16 * (64 * 64 + 64) * 4);
     assert_eq!(linear.sequence_bytes(Element::FP8, 1 << 40).unwrap(), bytes);
@@ -110,7 +110,7 @@ fn shapes() -> impl Strategy<Value = CacheShape> {
         (1u32..40, 0usize..6, prop::sample::select(vec![32usize, 64, 96, 128]), 0usize..6, 0usize..4, 1usize..5000)
             .prop_map(|(layers, log_heads, dim, log_kv, kind, window)| {
                 let heads = 1usize << log_heads;
-                let group = softmax_layers(layers, heads, 1 << log_kv.min(log_heads), dim);
+                let group = LayerGroup::dense(layers, heads, 1 << log_kv.min(log_heads), dim);
                 match kind {
                     0 => windowed(group, window),
                     1 => linear(group),
@@ -146,7 +146,7 @@ proptest! {
         layers in 1u32..100, log_heads in 0u32..7, log_kv in 0u32..7, context in 0u64..1_000_000, element in elements()
     ) {
         let heads = 1usize << log_heads;
-        let group = softmax_layers(layers, heads, heads, 128);
+        let group = LayerGroup::dense(layers, heads, heads, 128);
         let bytes = |log_kv: u32| {
             let shape = CacheShape::new(vec![with_heads(group, 1 << log_kv.min(log_heads))]).unwrap();
             shape.sequence_bytes(element, context).unwrap()

@@ -92,6 +92,13 @@ class Lazy:
         return value
 
 
+def check_elements(problem):
+    """Raises Unsupported for element types that these workers have no arrays of."""
+    for element in (problem.dtype, problem.dtype_kv):
+        if element not in ARRAY_TYPES:
+            raise Unsupported(f"has no arrays of {element}: there are {', '.join(ARRAY_TYPES)}")
+
+
 def refuse(problem, *options):
     """Raises Unsupported for what no dense kernel of a framework computes (another mechanism than softmax, K and V of
     another dtype, sequences that differ in length), and for these options where the problem has them: `pages`, `sinks`,
@@ -335,6 +342,7 @@ class Case:
     def __init__(self, provider, kernel, request):
         self.provider, self.spec = provider, request["inputs"]
         problem = self.problem = Problem(request["problem"], request["lengths_q"], request["lengths_kv"])
+        check_elements(problem)
         kernel.supports(problem)
         self.is_backward = problem.phase == "backward"
         names = problem.input_names + problem.output_names + ["o", "lse"] * self.is_backward
@@ -553,7 +561,9 @@ class Worker:
         raise Unsupported(f"provider `{self.provider.name}` has no kernel `{name}`; it has {names}")
 
     def supports(self, request):
-        self.kernel(request["kernel"]).supports(Problem(request["problem"]))
+        kernel, problem = self.kernel(request["kernel"]), Problem(request["problem"])
+        check_elements(problem)
+        kernel.supports(problem)
         return {}
 
     def prepare(self, request):

@@ -45,32 +45,34 @@ template <int TILE_ROWS, int DIM> struct Tile {
     }
 
     // The same where `start(row)` is the element at which a row begins. All threads call it equally often.
-    template <int THREADS, class Start>
-    DEVICE void copy_rows(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
+    // Elements of one byte lie two in the place of one: the tile is half as wide, and a chunk is 16 of them.
+    template <int THREADS, class T, class Start>
+    DEVICE void copy_rows(Global<const T> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int CHUNK = 16 / sizeof(T);
         thread = opaque(thread);
-        if (VARIANT == GENERAL_VARIANT && dim % 8 != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
+        if (VARIANT == GENERAL_VARIANT && dim % CHUNK != 0) return copy_elements<THREADS>(from, thread, first, end, dim, start);
         constexpr int STRIDE = THREADS / PANEL;
         static_assert(TILE_ROWS % STRIDE == 0 || TILE_ROWS < STRIDE, "each thread copies whole columns of chunks");
         const u32 row = thread / PANEL, column = thread % PANEL;
 #pragma unroll
         for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
             const bool exists = first + int(row) + i * STRIDE < end;
-            const i64 at = start(first + row + i * STRIDE) + column * 8;
+            const i64 at = start(first + row + i * STRIDE) + column * CHUNK;
             if (TILE_ROWS < STRIDE && row >= TILE_ROWS) break;
             // Rows that are a multiple of 8 apart are exchanged alike.
             const u32 to = STRIDE % 8 == 0 ? chunk(row, column) + i * STRIDE * ROW_BYTES : chunk(row + i * STRIDE, column);
 #pragma unroll
             for (int panel = 0; panel < DIM / 8 / PANEL; panel++) {
-                const bool is_valid = exists && int(panel * PANEL + column) * 8 < dim;
-                copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * 8, is_valid);
+                const bool is_valid = exists && int(panel * PANEL + column) * CHUNK < dim;
+                copy_async_16(to + panel * PANEL_BYTES, from, at + panel * PANEL * CHUNK, is_valid);
             }
         }
     }
 
     // The same of rows that are no whole chunks, whose elements only are aligned: these copies are over when it returns.
-    template <int THREADS, class Start>
-    DEVICE void copy_elements(Global<const u16> from, u32 thread, int first, int end, int dim, Start start) const {
-        constexpr int STRIDE = THREADS / PANEL;
+    template <int THREADS, class T, class Start>
+    DEVICE void copy_elements(Global<const T> from, u32 thread, int first, int end, int dim, Start start) const {
+        constexpr int STRIDE = THREADS / PANEL, CHUNK = 16 / sizeof(T), A_WORD = 4 / sizeof(T);
         const u32 row = thread / PANEL, column = thread % PANEL;
 #pragma unroll 1
         for (int i = 0; i * STRIDE < TILE_ROWS; i++) {
@@ -81,8 +83,9 @@ template <int TILE_ROWS, int DIM> struct Tile {
             for (u32 index = column; index < DIM / 8; index += PANEL) {
                 Vec4 v = {};
 #pragma unroll
-                for (u32 e = 0; e < 8; e++)
-                    if (exists && int(index * 8 + e) < dim) v.word[e / 2] |= u32(load(from, at + index * 8 + e)) << e % 2 * 16;
+                for (u32 e = 0; e < CHUNK; e++)
+                    if (exists && int(index * CHUNK + e) < dim)
+                        v.word[e / A_WORD] |= u32(load(from, at + index * CHUNK + e)) << e % A_WORD * (32 / A_WORD);
                 store_shared_vec4(chunk(row + i * STRIDE, index), v);
             }
         }
@@ -171,8 +174,10 @@ template <int M> struct Softmax {
             for (int half = 0; half < 2; half++) largest[m][half] = minus_infinity(), sum[m][half] = 0.0f;
     }
 
-    // Turns scores into weights 2^(factor (s - largest)), and scales what was accumulated so far to the new largest.
-    template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
+    // Turns scores into weights 2^(factor (s - largest)); what was accumulated so far is to be scaled by `rescale`. Where
+    // `slack` is not 0, a row keeps its largest score as long as no weight becomes more than 2^slack: O and the sum are
+    // relative to the same number either way, and rows are rarely to be scaled.
+    template <int slack, int N> DEVICE void weigh(f32 (&s)[M][N][4], f32 (&rescale)[M][2], f32 factor) {
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -182,11 +187,12 @@ template <int M> struct Softmax {
                 for (int n = 0; n < N; n++) top = max_f32(top, max_f32(s[m][n][2 * half], s[m][n][2 * half + 1]));
                 top = max_f32(top, shuffle_xor(top, 1));
                 top = max_f32(top, shuffle_xor(top, 2));
+                if (slack > 0 && (top - largest[m][half]) * factor <= f32(slack)) top = largest[m][half];
                 // A row that has seen nothing keeps weights of 0 instead of 2^(-inf + inf).
                 f32 base = top == minus_infinity() ? 0.0f : top * factor;
-                f32 rescale = exp2_fast(largest[m][half] * factor - base);
+                rescale[m][half] = exp2_fast(largest[m][half] * factor - base);
                 largest[m][half] = top;
-                f32 total = sum[m][half] * rescale;
+                f32 total = sum[m][half] * rescale[m][half];
 #pragma unroll
                 for (int n = 0; n < N; n++)
 #pragma unroll
@@ -196,9 +202,24 @@ template <int M> struct Softmax {
                         total += weight;
                     }
                 sum[m][half] = total;
-#pragma unroll
-                for (int d = 0; d < D; d++) o[m][d][2 * half] *= rescale, o[m][d][2 * half + 1] *= rescale;
             }
+    }
+
+    // Scales rows by a number each.
+    template <int D> static DEVICE void scale(f32 (&o)[M][D][4], const f32 (&rescale)[M][2]) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int d = 0; d < D; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) o[m][d][i] *= rescale[m][i / 2];
+    }
+
+    // Turns scores into weights, and scales what was accumulated so far to the new largest.
+    template <int N, int D> DEVICE void update(f32 (&s)[M][N][4], f32 (&o)[M][D][4], f32 factor) {
+        f32 rescale[M][2];
+        weigh<0>(s, rescale, factor);
+        scale(o, rescale);
     }
 
     // Adds the sums of the four lanes of a row.
@@ -285,8 +306,10 @@ DEVICE void general_scores(f32 (&s)[M][N][4], const Geometry &geometry, int key,
         }
 }
 
-// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile.
-template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range) {
+// Hides keys: `range(row)` is what a row of the warp's sees, of keys numbered from `key` on in this tile; `hidden` is what others
+// become.
+template <int M, int N, class Range>
+DEVICE void mask(f32 (&s)[M][N][4], int key, u32 lane, Range range, f32 hidden = minus_infinity()) {
     lane = opaque(lane);
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -298,7 +321,7 @@ template <int M, int N, class Range> DEVICE void mask(f32 (&s)[M][N][4], int key
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int j = key + n * 8 + (lane % 4) * 2 + i;
-                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = minus_infinity();
+                    if (j < seen.first || j >= seen.end) s[m][n][2 * half + i] = hidden;
                 }
         }
 }

@@ -72,6 +72,13 @@ DEVICE KeyRange keys_of_row(const Geometry &geometry, const Sequence &sequence, 
     return {max_i32(p - geometry.left, 0), min_i32(p + geometry.right + 1, sequence.len_kv)};
 }
 
+// The queries, numbered as rows, that see a key: first .. end - 1.
+DEVICE KeyRange queries_of_key(const Geometry &geometry, const Sequence &sequence, i32 key) {
+    if (key >= sequence.len_kv) return {0, 0};
+    i32 row = key - sequence.query_offset;
+    return {max_i32(row - geometry.right, 0), min_i32(row + geometry.left + 1, sequence.len_q)};
+}
+
 // The keys that any of rows first .. last sees, and whether all of them see keys `from` .. `end` - 1.
 DEVICE KeyRange keys_of_rows(const Geometry &geometry, const Sequence &sequence, i32 first, i32 last) {
     return {keys_of_row(geometry, sequence, first).first, keys_of_row(geometry, sequence, last).end};

@@ -23,11 +23,12 @@ using PTile = Tile<ROWS, KEYS>;
 // Grid: splits * row tiles * batch, splits fastest. Shared memory: Q, latent rows, P, and two numbers a row and half.
 KERNEL(THREADS, 1)
 mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Global<const Sequence> sequences,
-    Geometry geometry, Global<f32> partial_o, Global<f32> partial_lse, i32 splits, Global<const i32> page_table) {
+    Global<const WorkItem> items, Geometry geometry, Global<f32> partial_o, Global<f32> partial_lse, i32 splits,
+    Global<const i32> page_table) {
     const u32 thread = thread_index(), lane = thread % 32, warp = thread / 32, warp_row = warp % 4 * 16, half_number = warp / 4;
-    const int group = geometry.heads_q, row_tiles = ceil_div(geometry.len_q * group, ROWS);
-    const int split = block_index() % splits, rest = block_index() / splits;
-    const int first_row = rest % row_tiles * ROWS, number = rest / row_tiles;
+    const int group = geometry.heads_q;
+    const WorkItem item = work_item(geometry, items, block_index(), splits, ROWS);
+    const int first_row = item.first_row, number = item.sequence;
     const Sequence sequence = sequence_at(geometry, sequences, number);
     const int row_count = min_i32(sequence.len_q * group - first_row, ROWS);
     if (row_count <= 0) return;
@@ -42,8 +43,8 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
 
     const int last_query = (first_row + row_count - 1) / group;
     const KeyRange seen = keys_of_rows(geometry, sequence, first_row / group, last_query);
-    const int share = ceil_div(ceil_div(max_i32(seen.end - seen.first, 0), KEYS), splits) * KEYS;
-    const int first = seen.first + split * share, end = min_i32(first + share, seen.end);
+    const KeyRange share = share_of(seen, item.split, item.splits, KEYS);
+    const int first = share.first, end = share.end;
 
     q_tile.copy_rows<THREADS>(q, thread, first_row, first_row + row_count, geometry.dim_qk, [&](int row) {
         PackedRow packed(row, group, 0);
@@ -149,17 +150,18 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
         const f32 inverse = total > 0.0f ? 1.0f / total : 0.0f;
         const f32 log_sum = total > 0.0f ? largest[half] * factor + log2_fast(total) : minus_infinity();
         const PackedRow packed(first_row + row, group, 0);
-        const i64 place = partial_row(geometry, split, number, packed.head, packed.query);
+        const i64 place = partial_row(geometry, item.slot + item.split, 0, row, ROWS);
         if (half_number == 0 && lane % 4 == 0) {
-            if (splits > 1) store(partial_lse, place, log_sum);
-            else if (lse.exists()) store(lse, place, log_sum * LN_2);
+            if (item.splits > 1) store(partial_lse, place, log_sum);
+            else if (lse.exists())
+                store(lse, (i64(number) * geometry.heads_q + packed.head) * geometry.len_q + packed.query, log_sum * LN_2);
         }
 #pragma unroll
         for (int d = 0; d < HALF_COLUMNS / 8; d++) {
             const int column = half_number * HALF_COLUMNS + d * 8 + lane % 4 * 2;
             if (column >= geometry.dim_v) continue;
             const f32 a = out[0][d][2 * half] * inverse, b = out[0][d][2 * half + 1] * inverse;
-            if (splits > 1) {
+            if (item.splits > 1) {
                 store(partial_o, place * geometry.dim_v + column, a);
                 store(partial_o, place * geometry.dim_v + column + 1, b);
             } else {
@@ -172,7 +174,8 @@ ENTRY(mla)
 
 KERNEL(COMBINE_WARPS * 32, 1)
 combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const f32> sinks, Global<const Sequence> sequences, Geometry geometry, i32 splits) {
-    combine_rows<Element>(partial_o, partial_lse, o, lse, sinks, sequences, geometry, splits);
+        Global<const f32> sinks, Global<const Sequence> sequences, Global<const WorkItem> tiles, Geometry geometry,
+        i32 splits) {
+    combine_rows<Element, ROWS, DIM_V>(partial_o, partial_lse, o, lse, sinks, sequences, tiles, geometry, splits);
 }
 ENTRY(combine)

@@ -1,12 +1,13 @@
-// Flash-decoding over a paged cache (Kwon et al. 2023, PagedAttention), any page size: see decode.cuh.
+// Flash-decoding over a paged cache (Kwon et al. 2023, PagedAttention), any page size: see decode.cuh, also for its floor.
 //
-// A lane looks up the page of one key of a step and the other lanes get its row by shuffles, so a step of 16 keys reads 16
-// entries of the table; pages that hold no token of the sequence and entries past its end are never touched.
-// Tiles: 16 rows (query heads of a group times queries) by 16 keys a warp's step, 4 warps, 2 to 4 stages.
-// Limit aimed at: the rate at which K and V are read.
+// A lane looks up the page of one key of a step, one step ahead, and the other lanes get its row by shuffles, so a step of 16
+// keys reads 16 entries of the table, whatever the page size, and every row in pieces of 16 bytes; pages that hold no token of
+// the sequence and entries past its end are never touched.
+// Tiles: 16, 32 or 64 rows (query heads of a group times queries) by 16 keys a step, 4 warps, 2 to 4 stages.
 #include "decode.cuh"
 
 struct Paged {
+    static constexpr bool IS_CONTIGUOUS = false;
     Global<const i32> table;
     DEVICE i64 row(const Geometry &geometry, int number, int key) const {
         const int page = key / geometry.page_size;
@@ -15,19 +16,20 @@ struct Paged {
     }
 };
 
-KERNEL(THREADS, 1)
-paged(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16> o, Global<f32> lse,
+KERNEL(THREADS, BLOCKS)
+paged(Global<const u16> q, Global<const Stored> k, Global<const Stored> v, Global<u16> o, Global<f32> lse,
       Global<const f32> sinks, Global<const u8> bool_bias, Global<const u16> additive_bias,
-      Global<const Sequence> sequences, Geometry geometry, Global<f32> partial_o, Global<f32> partial_lse, i32 splits,
-      Global<const i32> page_table) {
-    decode_block(q, k, v, o, lse, sinks, Biases{bool_bias, additive_bias}, sequences, geometry,
-                 Partials{partial_o, partial_lse, splits}, Paged{page_table});
+      Global<const Sequence> sequences, Global<const WorkItem> items, Geometry geometry, Global<f32> partial_o,
+      Global<f32> partial_lse, i32 splits, Global<const i32> page_table) {
+    decode_block(q, k, v, o, lse, sinks, Biases{bool_bias, additive_bias}, sequences, items, geometry,
+                 Partials{partial_o, partial_lse}, splits, Paged{page_table});
 }
 ENTRY(paged)
 
 KERNEL(COMBINE_WARPS * 32, 1)
 combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const f32> sinks, Global<const Sequence> sequences, Geometry geometry, i32 splits) {
-    combine_rows<Element>(partial_o, partial_lse, o, lse, sinks, sequences, geometry, splits);
+        Global<const f32> sinks, Global<const Sequence> sequences, Global<const WorkItem> tiles, Geometry geometry,
+        i32 splits) {
+    combine_rows<Element, ROWS, DIM_V>(partial_o, partial_lse, o, lse, sinks, sequences, tiles, geometry, splits);
 }
 ENTRY(combine)

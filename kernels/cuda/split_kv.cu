@@ -1,25 +1,27 @@
-// Flash-decoding over a contiguous cache: see decode.cuh.
+// Flash-decoding over a contiguous cache: see decode.cuh, also for its floor.
 //
-// Tiles: 16 rows (query heads of a group times queries) by 16 keys a warp's step, 4 warps, 2 to 4 stages.
-// Limit aimed at: the rate at which K and V are read.
+// Tiles: 16, 32 or 64 rows (query heads of a group times queries) by 16 keys a step, 4 warps, 2 to 4 stages.
 #include "decode.cuh"
 
 struct Contiguous {
-    DEVICE i64 row(const Geometry &, int, int key) const { return key; }
+    static constexpr bool IS_CONTIGUOUS = true;
+    DEVICE i64 row(const Geometry &, int, int) const { return 0; }
 };
 
-KERNEL(THREADS, 1)
-split_kv(Global<const u16> q, Global<const u16> k, Global<const u16> v, Global<u16> o, Global<f32> lse,
+KERNEL(THREADS, BLOCKS)
+split_kv(Global<const u16> q, Global<const Stored> k, Global<const Stored> v, Global<u16> o, Global<f32> lse,
          Global<const f32> sinks, Global<const u8> bool_bias, Global<const u16> additive_bias,
-         Global<const Sequence> sequences, Geometry geometry, Global<f32> partial_o, Global<f32> partial_lse, i32 splits) {
-    decode_block(q, k, v, o, lse, sinks, Biases{bool_bias, additive_bias}, sequences, geometry,
-                 Partials{partial_o, partial_lse, splits}, Contiguous{});
+         Global<const Sequence> sequences, Global<const WorkItem> items, Geometry geometry, Global<f32> partial_o,
+         Global<f32> partial_lse, i32 splits) {
+    decode_block(q, k, v, o, lse, sinks, Biases{bool_bias, additive_bias}, sequences, items, geometry,
+                 Partials{partial_o, partial_lse}, splits, Contiguous{});
 }
 ENTRY(split_kv)
 
 KERNEL(COMBINE_WARPS * 32, 1)
 combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const f32> sinks, Global<const Sequence> sequences, Geometry geometry, i32 splits) {
-    combine_rows<Element>(partial_o, partial_lse, o, lse, sinks, sequences, geometry, splits);
+        Global<const f32> sinks, Global<const Sequence> sequences, Global<const WorkItem> tiles, Geometry geometry,
+        i32 splits) {
+    combine_rows<Element, ROWS, DIM_V>(partial_o, partial_lse, o, lse, sinks, sequences, tiles, geometry, splits);
 }
 ENTRY(combine)

@@ -5,6 +5,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod e4m3;
 pub mod hash;
 pub mod input;
 pub mod kernel;

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::e4m3::e4m3;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Layout};
 
 /// The type of a tensor's elements: a [`Dtype`], or one of the few types that tables and masks need.
@@ -22,6 +23,8 @@ pub enum ElementType {
     F16,
     /// bfloat16.
     Bf16,
+    /// [`e4m3`].
+    E4m3,
     /// Page ids.
     I32,
     /// Masks: one byte, 0 or 1.
@@ -34,7 +37,7 @@ impl ElementType {
         match self {
             ElementType::F32 | ElementType::I32 => 4,
             ElementType::F16 | ElementType::Bf16 => 2,
-            ElementType::Bool => 1,
+            ElementType::E4m3 | ElementType::Bool => 1,
         }
     }
 }
@@ -45,6 +48,7 @@ impl From<Dtype> for ElementType {
             Dtype::F32 => ElementType::F32,
             Dtype::F16 => ElementType::F16,
             Dtype::Bf16 => ElementType::Bf16,
+            Dtype::E4m3 => ElementType::E4m3,
         }
     }
 }
@@ -73,6 +77,7 @@ macro_rules! element {
 element!(f32, F32);
 element!(f16, F16);
 element!(bf16, Bf16);
+element!(e4m3, E4m3);
 element!(i32, I32);
 element!(u8, Bool);
 
@@ -104,6 +109,17 @@ impl Float for bf16 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         bf16::from_f32(value)
+    }
+}
+
+impl Float for e4m3 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        e4m3::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        e4m3::from_f32(value)
     }
 }
 
@@ -309,6 +325,7 @@ impl Tensor {
             ElementType::F32 => f64::from(self.as_slice::<f32>()[index]),
             ElementType::F16 => self.as_slice::<f16>()[index].to_f64(),
             ElementType::Bf16 => self.as_slice::<bf16>()[index].to_f64(),
+            ElementType::E4m3 => self.as_slice::<e4m3>()[index].to_f64(),
             ElementType::I32 => f64::from(self.as_slice::<i32>()[index]),
             ElementType::Bool => f64::from(self.as_slice::<u8>()[index]),
         }
@@ -320,6 +337,7 @@ impl Tensor {
             ElementType::F32 => self.as_mut_slice::<f32>().fill(f32::NAN),
             ElementType::F16 => self.as_mut_slice::<f16>().fill(f16::NAN),
             ElementType::Bf16 => self.as_mut_slice::<bf16>().fill(bf16::NAN),
+            ElementType::E4m3 => self.as_mut_slice::<e4m3>().fill(e4m3::NAN),
             ElementType::I32 => self.as_mut_slice::<i32>().fill(i32::MIN),
             ElementType::Bool => self.as_mut_slice::<u8>().fill(1),
         }

@@ -64,6 +64,7 @@ impl Tolerance {
             Dtype::F32 => (1e-5, 1e-4, f64::from(f32::MIN_POSITIVE)),
             Dtype::F16 => (1e-3, 2e-3, f64::from(half::f16::MIN_POSITIVE_SUBNORMAL)),
             Dtype::Bf16 => (8e-3, 1e-2, f64::from(f32::MIN_POSITIVE)),
+            Dtype::E4m3 => (6e-2, 8e-2, crate::e4m3::e4m3::MIN_POSITIVE_SUBNORMAL.to_f64()),
         };
         let factor = if is_gradient { GRADIENT_FACTOR } else { 1.0 };
         Tolerance { relative_l2, row_relative_l2, ulp: dtype.ulp(), tiny, factor }

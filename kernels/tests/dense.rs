@@ -149,7 +149,7 @@ fn draw(seed: u64, (len_q, len_kv): (usize, usize)) -> AttentionProblem {
     let mut problem = AttentionProblem::softmax(phase, Dtype::F32, batch, heads, (len_q, len_kv), dim);
     problem.head_dim_v = choose.of(&[dim, dim, dim, 5, 72, 128]);
     problem.dtype = choose.of(&Dtype::ALL);
-    problem.dtype_kv = choose.of(&[problem.dtype, problem.dtype, Dtype::F32, Dtype::F16, Dtype::Bf16]);
+    problem.dtype_kv = choose.of(&[problem.dtype, problem.dtype, Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::E4m3]);
     problem.causal = choose.of(&[true, false]);
     problem.causal_alignment = choose.of(&[CausalAlignment::BottomRight, CausalAlignment::TopLeft]);
     problem.pattern = choose.of(&[
@@ -202,6 +202,8 @@ fn every_head_dim_and_dtype_agrees_with_the_oracle() {
             problem = AttentionProblem::softmax(Phase::Decode, dtype, 2, (8, 2), (1, 600), dim);
             check_generated(&problem);
             problem.kv_layout = KvLayout::Paged { page_size: 16 };
+            check_generated(&problem);
+            problem.dtype_kv = Dtype::E4m3;
             check_generated(&problem);
         }
     }
@@ -285,6 +287,7 @@ fn handed_in_masks_agree_with_the_oracle() {
                 (_, Dtype::F32) => Tensor::from_slice(&dims, &all.clone().map(additive).collect::<Vec<_>>()),
                 (_, Dtype::F16) => Tensor::from_slice(&dims, &f16s().collect::<Vec<_>>()),
                 (_, Dtype::Bf16) => Tensor::from_slice(&dims, &bf16s().collect::<Vec<_>>()),
+                (_, Dtype::E4m3) => unreachable!("a bias has the dtype of the queries"),
             };
             inputs.insert(TensorName::Bias, mask);
             assert_eq!(check(&problem, &inputs), 2 * Isa::available().len());

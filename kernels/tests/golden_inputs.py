@@ -1,7 +1,7 @@
 """Seeded inputs in plain integers: prints elements of K and V as the bits of their dtype.
 
-Usage: golden_inputs.py SEED SET BATCH LONGEST HEADS DIM. For each of K (code 2) and V (code 3) and each of f32, f16 and
-bf16 it prints one line: the tensor, the dtype, and the bits of elements 0, 1, ... in hexadecimal. It follows the
+Usage: golden_inputs.py SEED SET BATCH LONGEST HEADS DIM. For each of K (code 2) and V (code 3) and each of f32, f16,
+bf16 and e4m3 it prints one line: the tensor, the dtype, and the bits of elements 0, 1, ... in hexadecimal. It follows the
 description in kernels/src/input.rs and nothing else, with integers alone, so that it shows what another language has to
 do to agree bit for bit.
 """
@@ -46,7 +46,7 @@ def encode(integer, exponent_bits, mantissa_bits):
     return (sign << (exponent_bits + mantissa_bits)) | bits
 
 
-FORMATS = {"f32": (8, 23), "f16": (5, 10), "bf16": (8, 7)}
+FORMATS = {"f32": (8, 23), "f16": (5, 10), "bf16": (8, 7), "e4m3": (4, 3)}
 
 
 def main():

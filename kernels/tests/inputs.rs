@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use attn_kernels::e4m3::e4m3;
 use attn_kernels::input::{
     Generator, InputSpec, SparseGrad, checksum, golden_hash, input_names, is_static, peak_offsets,
 };
@@ -80,6 +81,7 @@ fn narrow_dtypes_are_the_exact_value_rounded_once() {
 #[test]
 fn every_layout_holds_the_same_logical_values() {
     let mut base = problem(Dtype::F16);
+    base.dtype_kv = Dtype::E4m3;
     base.batch = 3;
     base.seqlen_q = Lengths::List(vec![5, 1, 9]);
     base.seqlen_kv = Lengths::Varlen { distribution: LengthDistribution::Loguniform, min: 3, max: 40, seed: 5 };
@@ -297,19 +299,20 @@ fn another_language_agrees_bit_for_bit() {
         let mut words = line.split(' ');
         let name = if words.next() == Some("k") { TensorName::K } else { TensorName::V };
         let dtype = words.next().and_then(Dtype::parse).expect("the second word is the dtype");
-        let problem = problem(dtype);
+        let problem = AttentionProblem { dtype_kv: dtype, ..problem(Dtype::F32) };
         let spec = InputSpec::new(&problem, seed);
         let inputs = Generator::new(&problem, &spec, set).inputs();
         assert_eq!(words.map(str::to_string).collect::<Vec<_>>(), hexadecimal(inputs.get(name)), "{name:?} {dtype:?}");
         lines += 1;
     }
-    assert_eq!(lines, 6);
+    assert_eq!(lines, 8);
 }
 
 fn hexadecimal(tensor: &Tensor) -> Vec<String> {
     match tensor.element() {
         ElementType::F32 => tensor.as_slice::<f32>().iter().map(|x| format!("{:x}", x.to_bits())).collect(),
         ElementType::F16 => tensor.as_slice::<f16>().iter().map(|x| format!("{:x}", x.to_bits())).collect(),
+        ElementType::E4m3 => tensor.as_slice::<e4m3>().iter().map(|x| format!("{:x}", x.to_bits())).collect(),
         _ => tensor.as_slice::<bf16>().iter().map(|x| format!("{:x}", x.to_bits())).collect(),
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::scenario::ModelSpec;
 use crate::kv::variants::{latent, linear, windowed};
-use crate::kv::{CacheShape, Element, shape::softmax_layers};
+use crate::kv::{CacheShape, Element};
 use crate::suite::presets::LayerGroup;
 
 /// What it takes to get a model with this attention. The order is that of effort.
@@ -88,7 +88,7 @@ impl Design {
         let kind = words.next().unwrap_or_default();
         let numbers: Result<Vec<usize>, _> = words.map(str::parse).collect();
         let numbers = numbers.map_err(|_| format!("there is no design `{name}`; valid: {FORMS}"))?;
-        let dense = |heads_kv: usize| softmax_layers(model.layers, model.heads_q, heads_kv, model.head_dim);
+        let dense = |heads_kv: usize| LayerGroup::dense(model.layers, model.heads_q, heads_kv, model.head_dim);
         let shared = model.grouped_heads();
         let split = |one_full_in: usize, most: &dyn Fn(LayerGroup) -> LayerGroup| {
             let full = model.layers / u32::try_from(one_full_in).unwrap_or(u32::MAX).max(1);
@@ -156,7 +156,7 @@ impl Design {
         model: &ModelSpec,
     ) -> Result<Design, String> {
         let heads_kv = heads_kv.unwrap_or_else(|| model.grouped_heads());
-        let full = softmax_layers(model.layers, model.heads_q, heads_kv, model.head_dim);
+        let full = LayerGroup::dense(model.layers, model.heads_q, heads_kv, model.head_dim);
         let mut group = full;
         group.mechanism = mechanism.map_or(Ok(Mechanism::Softmax), parse_mechanism).map_err(|e| e.to_string())?;
         group.pattern = pattern.map_or(Ok(Pattern::Full), parse_pattern).map_err(|e| e.to_string())?;

@@ -1,7 +1,5 @@
 //! A scenario's file: TOML as it is written, then checked.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,10 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::ScenarioError;
 use super::datasheet::{self, Datasheet};
 use super::design::{AUTO, Design};
-use crate::case::check_name;
 use crate::kv::size::{parse_bytes, parse_share_or_bytes};
 use crate::kv::{Budget, CacheShape, Element};
-use crate::suite::presets;
+use crate::suite::{presets, read_named};
 
 /// Largest file, in bytes.
 const MAX_BYTES: u64 = 1 << 18;
@@ -220,15 +217,10 @@ impl Scenario {
     pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
         let file = path.display().to_string();
         let fail = |message: String| ScenarioError { file: file.clone(), message };
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|error| fail(error.to_string()))?;
+        let (name, bytes) = read_named(path, MAX_BYTES).map_err(fail)?;
         if bytes.len() as u64 > MAX_BYTES {
             return Err(fail(format!("the file is larger than {MAX_BYTES} bytes")));
         }
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        check_name(&name).map_err(|reason| fail(format!("the file's {reason}; rename it")))?;
         Scenario::parse(&name, &file, &bytes)
     }
 

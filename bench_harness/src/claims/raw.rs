@@ -1,7 +1,5 @@
 //! A claim's file: TOML as it is written, then checked.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use attn_kernels::problem::Mechanism;
@@ -11,9 +9,9 @@ use serde::Deserialize;
 use super::quantity::{Axis, Quantity};
 use super::relation::{Cache, Relation, cases};
 use super::{Claim, Device, Expectation};
-use crate::case::check_name;
-use crate::kv::{CacheShape, Element, shape::softmax_layers};
-use crate::suite::{Environment, Suite, presets};
+use crate::kv::{CacheShape, Element};
+use crate::suite::presets::LayerGroup;
+use crate::suite::{Environment, Suite, presets, read_named};
 
 /// Largest file, in bytes.
 const MAX_BYTES: u64 = 1 << 18;
@@ -91,15 +89,10 @@ impl Claim {
     pub fn load(path: &Path, environment: &Environment<'_>) -> Result<Claim, ClaimError> {
         let file = path.display().to_string();
         let fail = |message: String| ClaimError { file: file.clone(), message };
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|error| fail(error.to_string()))?;
+        let (name, bytes) = read_named(path, MAX_BYTES).map_err(fail)?;
         if bytes.len() as u64 > MAX_BYTES {
             return Err(fail(format!("the file is larger than {MAX_BYTES} bytes")));
         }
-        let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        check_name(&name).map_err(|reason| fail(format!("the file's {reason}; rename it")))?;
         Claim::parse(&name, &file, &bytes, environment)
     }
 
@@ -244,7 +237,7 @@ impl RawCache {
             }
             (None, Some(layers), Some(heads)) => {
                 let (heads_q, heads_kv) = parse_heads(heads).map_err(|error| error.to_string())?;
-                let mut group = softmax_layers(layers, heads_q, heads_kv, self.head_dim.unwrap_or(128));
+                let mut group = LayerGroup::dense(layers, heads_q, heads_kv, self.head_dim.unwrap_or(128));
                 if let Some(pattern) = &self.pattern {
                     group.pattern = parse_pattern(pattern).map_err(|error| error.to_string())?;
                 }

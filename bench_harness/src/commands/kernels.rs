@@ -84,13 +84,14 @@ fn run_resources(args: &Args) -> anyhow::Result<Exit> {
         Some(path) => Some(read_budget(path, args.update_budget)?),
     };
     let nvrtc = Nvrtc::load()?;
-    let modules = resources::all_modules();
     // A budget is of registers: reading its machine code would be for nothing.
     let disassembler = if args.budget.is_some() { None } else { Some(Disassembler::find()) };
     let tool = disassembler.as_ref().and_then(|found| found.as_ref().ok());
     let mut found: BTreeMap<&str, Vec<Resources>> = BTreeMap::new();
-    let mut complaints = Vec::new();
+    let (mut complaints, mut module_count) = (Vec::new(), 0);
     for architecture in &args.arch {
+        let modules = resources::modules_for(architecture);
+        module_count += modules.len();
         let kernels: Result<Vec<Vec<Resources>>, _> =
             modules.par_iter().map(|module| resources::of_module(&nvrtc, module, architecture, tool)).collect();
         let mut kernels = kernels?.concat();
@@ -122,8 +123,7 @@ fn run_resources(args: &Args) -> anyhow::Result<Exit> {
         let count: usize = found.values().map(Vec::len).sum();
         let (major, minor) = nvrtc.version();
         terminal::print(&format!(
-            "{count} kernels of {} modules compiled for {} with NVRTC {major}.{minor}",
-            modules.len(),
+            "{count} kernels of {module_count} modules compiled for {} with NVRTC {major}.{minor}",
             args.arch.join(", ")
         ))?;
     }

@@ -6,7 +6,7 @@ use attn_kernels::problem::{Mechanism, Pattern};
 
 use super::{Exit, terminal};
 use crate::kv::size::{parse_bytes, parse_share_or_bytes};
-use crate::kv::{Budget, CacheShape, Element, shape};
+use crate::kv::{Budget, CacheShape, Element};
 use crate::report::kv::{Question, answer, text};
 use crate::suite::presets::{LayerGroup, MODELS, Model, find};
 
@@ -137,8 +137,7 @@ fn layers(args: &Args) -> anyhow::Result<LayerGroup> {
     let layers = args.layers.context("counting a cache: --layers is missing")?;
     let mechanism = args.mechanism.as_deref().map_or(Ok(Mechanism::Softmax), parse_mechanism);
     let pattern = args.pattern.as_deref().map_or(Ok(Pattern::Full), parse_pattern);
-    let mut group =
-        shape::softmax_layers(layers, heads_q, args.heads_kv.unwrap_or(heads_q), args.head_dim.unwrap_or(128));
+    let mut group = LayerGroup::dense(layers, heads_q, args.heads_kv.unwrap_or(heads_q), args.head_dim.unwrap_or(128));
     group.mechanism = mechanism.context("reading --mechanism")?;
     group.pattern = pattern.context("reading --pattern")?;
     if let Mechanism::Mla { rope, nope, .. } = group.mechanism {

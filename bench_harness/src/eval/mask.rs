@@ -84,6 +84,7 @@ pub(super) fn bias(
                     Dtype::F32 => fill(&mut tensor.as_mut_slice::<f32>()[start..start + keys], value, |x| x as f32),
                     Dtype::F16 => fill(&mut tensor.as_mut_slice::<f16>()[start..start + keys], value, f16::from_f64),
                     Dtype::Bf16 => fill(&mut tensor.as_mut_slice::<bf16>()[start..start + keys], value, bf16::from_f64),
+                    Dtype::E4m3 => unreachable!("a bias has the dtype of the queries"),
                 }
             }
         }

@@ -19,7 +19,7 @@ pub const ELEMENTS: &[Element] = &[
     Element { name: "f32", bits: 32, dtype: Some(Dtype::F32) },
     Element { name: "f16", bits: 16, dtype: Some(Dtype::F16) },
     Element { name: "bf16", bits: 16, dtype: Some(Dtype::Bf16) },
-    Element { name: "fp8", bits: 8, dtype: None },
+    Element { name: "fp8", bits: 8, dtype: Some(Dtype::E4m3) },
     Element { name: "int8", bits: 8, dtype: None },
     Element { name: "int6", bits: 6, dtype: None },
     Element { name: "int4", bits: 4, dtype: None },

@@ -1,6 +1,6 @@
 //! What each layer of a model keeps of a sequence.
 
-use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Phase};
 use attn_kernels::work::KvCache;
 
 use super::{Element, KvError, counted};
@@ -66,7 +66,7 @@ impl CacheShape {
 
     /// Equal softmax layers with square heads.
     pub fn uniform(layers: u32, heads_q: usize, heads_kv: usize, head_dim: usize) -> Result<CacheShape, KvError> {
-        CacheShape::new(vec![softmax_layers(layers, heads_q, heads_kv, head_dim)])
+        CacheShape::new(vec![LayerGroup::dense(layers, heads_q, heads_kv, head_dim)])
     }
 
     /// Its layer groups.
@@ -121,22 +121,6 @@ impl CacheShape {
         self.kept().try_fold(0u128, |sum, kept| {
             sum.checked_add(bytes_of_a_layer(&kept)?.checked_mul(u128::from(kept.layers))?)
         })
-    }
-}
-
-/// Softmax layers with square heads and nothing special.
-pub fn softmax_layers(count: u32, heads_q: usize, heads_kv: usize, head_dim: usize) -> LayerGroup {
-    LayerGroup {
-        count,
-        mechanism: Mechanism::Softmax,
-        pattern: Pattern::Full,
-        heads_q,
-        heads_kv,
-        head_dim_qk: head_dim,
-        head_dim_v: head_dim,
-        softcap: None,
-        scale: None,
-        sinks: false,
     }
 }
 

@@ -142,7 +142,7 @@ fn day(time: Option<&str>) -> String {
 
 /// The first ten digits of a commit.
 fn short_commit(commit: Option<&str>) -> String {
-    commit.map_or(units::NOTHING.to_owned(), |commit| printable(commit.get(..10).unwrap_or(commit)))
+    commit.map_or(units::NOTHING.to_owned(), |commit| printable(super::short_commit(commit)))
 }
 
 #[cfg(test)]

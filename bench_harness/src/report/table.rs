@@ -51,7 +51,7 @@ fn headline(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<String>
     if let Some(git) = &record.git {
         let dirty = if git.dirty { " with changes" } else { "" };
         let branch = git.branch.as_deref().unwrap_or("detached");
-        text += &format!(", {branch} at {}{dirty}", git.commit.get(..10).unwrap_or(&git.commit));
+        text += &format!(", {branch} at {}{dirty}", super::short_commit(&git.commit));
     }
     let mut lines = vec![style.bold(&printable(&format!("{}{device}", run.suite)))];
     lines.extend(wrap(&printable(&text), style.width, &[' ']));

@@ -106,8 +106,8 @@ pub(super) const AXES: &[Axis] = &[
     axis("dtype", "`f32`, `f16` or `bf16`", &[], |axis, node| {
         named(axis, node, Dtype::ALL.map(|dtype| (dtype.name(), AxisValue::Dtype(dtype))))
     }),
-    axis("dtype_kv", "`f32`, `f16` or `bf16`", &[], |axis, node| {
-        named(axis, node, Dtype::ALL.map(|dtype| (dtype.name(), AxisValue::DtypeKv(dtype))))
+    axis("dtype_kv", "`f32`, `f16`, `bf16` or `e4m3`", &[], |axis, node| {
+        named(axis, node, Dtype::STORED.map(|dtype| (dtype.name(), AxisValue::DtypeKv(dtype))))
     }),
     axis("batch", "a number of sequences", &[], |axis, node| {
         counts(axis, node, 1..=legal::MAX_BATCH as u64, AxisValue::Batch)

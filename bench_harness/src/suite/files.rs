@@ -55,13 +55,17 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>, SuiteError> {
 
 /// The suite's name and the file's bytes.
 pub(super) fn read(path: &Path) -> Result<(String, Vec<u8>), SuiteError> {
-    let file = path.display().to_string();
+    read_named(path, MAX_SUITE_BYTES).map_err(|reason| problem(&path.display().to_string(), reason))
+}
+
+/// The name that a file gives to what it holds, and its bytes: at most one more than `most_bytes`, which is one too many.
+pub(crate) fn read_named(path: &Path, most_bytes: u64) -> Result<(String, Vec<u8>), String> {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    check_name(&stem).map_err(|reason| problem(&file, format!("the file's {reason}; rename it")))?;
+    check_name(&stem).map_err(|reason| format!("the file's {reason}; rename it"))?;
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(MAX_SUITE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| problem(&file, error.to_string()))?;
+        .and_then(|file| file.take(most_bytes + 1).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
     Ok((stem, bytes))
 }
 

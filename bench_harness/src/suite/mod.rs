@@ -31,6 +31,7 @@ use crate::case::{Case, CaseKey, Mode};
 pub use error::SuiteError;
 pub use estimate::Estimate;
 pub use expand::{MAX_MATRIX_CASES, MAX_SUITE_CASES};
+pub(crate) use files::read_named;
 pub use files::{SUITES_DIR, find, list};
 pub use filter::CaseGlob;
 pub use support::{Support, support};

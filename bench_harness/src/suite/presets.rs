@@ -48,7 +48,7 @@ pub struct LayerGroup {
 
 impl LayerGroup {
     /// Softmax layers with square heads and nothing special.
-    const fn dense(count: u32, heads_q: usize, heads_kv: usize, head_dim: usize) -> Self {
+    pub const fn dense(count: u32, heads_q: usize, heads_kv: usize, head_dim: usize) -> Self {
         LayerGroup {
             count,
             mechanism: Mechanism::Softmax,

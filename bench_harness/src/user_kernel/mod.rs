@@ -213,6 +213,7 @@ impl UserKernel {
             Dtype::Bf16 => "Bf16",
             Dtype::F16 => "F16",
             Dtype::F32 => "F32",
+            Dtype::E4m3 => "E4m3",
         };
         let mut defines = vec![("ELEMENT", element.to_owned())];
         for (name, value) in &self.manifest.define {

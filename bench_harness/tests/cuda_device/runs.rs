@@ -20,6 +20,29 @@ seqlen = 70
 head_dim = 64
 
 [[matrix]]
+name = "hopper"
+reason = "tiles by tensor maps, products of warpgroups"
+providers = ["cuda"]
+kernels = "flash3"
+dtype = "bf16"
+causal = true
+heads = "2:1"
+seqlen = 150
+head_dim = 64
+
+[[matrix]]
+name = "backward"
+reason = "an O and LSE that nobody times, sums in memory and sums in order"
+kernels = "flash"
+phase = "backward"
+dtype = "bf16"
+causal = true
+deterministic = [false, true]
+heads = "2:1"
+seqlen = 70
+head_dim = 64
+
+[[matrix]]
 name = "decode"
 reason = "keys that are split, and their merge"
 kernels = "split_kv"
@@ -35,6 +58,7 @@ reason = "a page table, which is a static input"
 kernels = "paged"
 phase = "decode"
 dtype = "bf16"
+dtype_kv = ["bf16", "e4m3"]
 heads = "4:1"
 seqlen = 90
 head_dim = 64

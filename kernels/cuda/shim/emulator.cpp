@@ -40,9 +40,8 @@
 #include <unistd.h>
 #include <vector>
 
-typedef uint8_t u8;
-typedef uint32_t u32;
-typedef unsigned long long u64;
+#include "tensor_map.h"
+
 typedef std::lock_guard<std::mutex> Lock;
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -571,6 +570,16 @@ API int cuFuncSetAttribute(void *function, int attribute, int value) {
     if (attribute != 8 || value > 227 << 10) return INVALID_VALUE;
     static_cast<Function *>(function)->max_dynamic_shared = value;
     return SUCCESS;
+}
+API int cuTensorMapEncodeTiled(TensorMap *map, int type, u32 rank, void *address, const u64 *size, const u64 *stride,
+                               const u32 *box, const u32 *step, int interleave, int swizzle, int, int) {
+    CHECK
+    // CU_TENSOR_MAP_DATA_TYPE_UINT8, 16, 32, INT32, UINT64.
+    const u32 bytes[] = {1, 2, 4, 4, 8};
+    if (type < 0 || type > 4 || interleave || swizzle < 0 || reinterpret_cast<u64>(map) % 64) return INVALID_VALUE;
+    for (u32 d = 0; d < rank && d < shim::MAX_RANK; d++)
+        if (step[d] != 1 || size[d] > 1ull << 32) return INVALID_VALUE;
+    return shim::encode(map, address, rank, bytes[type], size, stride, box, u32(swizzle)) ? INVALID_VALUE : SUCCESS;
 }
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, size_t) {
     CHECK

@@ -87,6 +87,8 @@ static void fiber_main() {
     m.body(m.arguments);
     Thread &self = *m.current;
     self.warp->alive &= ~(1u << self.lane);
+    if (!self.warp->alive && !m.products[self.warp->number].empty())
+        fail(m.products[self.warp->number][0].line, "a product that nobody waits for");
     self.warp->runnable &= ~(1u << self.lane);
     m.finished++;
     for (;;) give_way(self);

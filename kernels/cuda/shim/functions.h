@@ -54,6 +54,19 @@ template <class T> inline void store_vec4(Global<T> p, i64 index, Vec4 v, LINE) 
     memcpy(p.pointer + index, &v, 16);
 }
 
+// Blocks run one after another, so a sum is a read and a write; what it adds to has to be there.
+constexpr bool ADDS_IN_FOURS = true;
+inline void reduce_add(Global<f32> p, i64 index, f32 value, LINE) {
+    shim::check_global(p.pointer + index, 4, 4, false, line);
+    shim::check_global(p.pointer + index, 4, 4, true, line);
+    p.pointer[index] += value;
+}
+inline void reduce_add_4(Global<f32> p, i64 index, const f32 (&x)[4], LINE) {
+    shim::check_global(p.pointer + index, 16, 16, false, line);
+    shim::check_global(p.pointer + index, 16, 16, true, line);
+    for (int i = 0; i < 4; i++) p.pointer[index + i] += x[i];
+}
+
 inline u32 shared_memory() { return shim::SHARED_BASE; }
 inline f32 load_shared_f32(u32 address, LINE) {
     f32 value;
@@ -91,7 +104,10 @@ template <int in_flight> inline void copy_async_wait(PLACE) {
 inline void sync_threads(PLACE) {
     if (!shim::is_left_out(file, line)) shim::barrier_wait(0, shim::machine->threads, line);
 }
-inline void sync_named(u32 barrier, u32 threads, LINE) { shim::barrier_wait(barrier, threads, line); }
+inline void sync_named(u32 barrier, u32 threads, PLACE) {
+    if (!shim::is_left_out(file, line)) shim::barrier_wait(barrier, threads, line);
+}
+inline void arrive_named(u32 barrier, u32 threads, LINE) { shim::barrier_wait(barrier, threads, line, false); }
 inline void sync_warp(PLACE) {
     if (shim::is_left_out(file, line)) return;
     shim::together(shim::SYNC_WARP, line, [](shim::Thread *lanes) { lanes->warp->epoch++; });
@@ -115,11 +131,13 @@ inline void mbarrier_arrive(u32 address, LINE) {
     shim::arrive(address, 0, line);
 }
 inline void mbarrier_arrive_expect(u32 address, u32 bytes, LINE) { shim::arrive(address, bytes, line); }
-inline void fence_mbarrier_init() {
+inline void fence_mbarrier_init(PLACE) {
+    if (shim::is_left_out(file, line)) return;
     for (shim::MemoryBarrier &barrier : shim::machine->memory_barriers)
         if (barrier.initialised_by == shim::machine->current->number) barrier.is_fenced = true;
 }
-inline void mbarrier_wait(u32 address, u32 parity, LINE) {
+inline void mbarrier_wait(u32 address, u32 parity, PLACE) {
+    if (shim::is_left_out(file, line)) return;
     shim::read_shared(address, 8, line);
     shim::Thread &self = *shim::machine->current;
     for (;;) {
@@ -145,6 +163,24 @@ inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, i3
     shim::copy_tile(address, map, {x, y, z, w}, 4, barrier, line);
 }
 
+inline u64 matrix_descriptor(u32 address, u32 panel_bytes) {
+    return u64(1) << 62 | u64(1024 >> 4) << 32 | u64(panel_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
+}
+inline void fence_products(PLACE) {
+    if (!shim::is_left_out(file, line)) shim::fence_products(line);
+}
+inline void commit_products(LINE) { shim::commit_products(line); }
+template <int in_flight> inline void wait_products(PLACE) {
+    if (!shim::is_left_out(file, line)) shim::wait_products(in_flight, line);
+}
+template <int N> inline void pin(f32 (&)[N][4]) {}
+inline void fence_async_shared(PLACE) {
+    shim::Thread &self = *shim::machine->current;
+    if (!shim::is_left_out(file, line)) self.stores_shown = self.stores;
+}
+template <int registers> inline void give_back_registers(LINE) { shim::give_back_registers(registers, line); }
+template <int registers> inline void take_registers(LINE) { shim::take_registers(registers, line); }
+
 inline f32 shuffle_xor(f32 value, u32 mask, LINE) {
     u32 lane = shim::machine->current->lane ^ mask;
     return shim::bits_to_float(shim::shuffle(shim::float_to_bits(value), lane, line));
@@ -157,25 +193,58 @@ inline i64 shuffle(i64 value, u32 lane, LINE) {
     u32 low = shim::shuffle(u32(value), lane, line), high = shim::shuffle(u32(u64(value) >> 32), lane, line);
     return i64(u64(high) << 32 | low);
 }
+inline bool any_lane(bool value, LINE) { return shim::any_lane(value, line); }
 inline void load_matrices(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, false, line); }
 inline void load_matrices_transposed(u32 (&r)[4], u32 address, LINE) { shim::load_matrices(r, address, true, line); }
+
+#define PRODUCTS_OF_WARPGROUPS(widen)                                                                                   \
+    template <int N, bool a_is_transposed, bool b_is_transposed>                                                        \
+    static void multiply_tiles(f32 (&d)[N / 8][4], u64 a, u64 b, bool adds, LINE) {                                     \
+        shim::start_product<widen>(&d[0][0], N, nullptr, a, a_is_transposed, b, b_is_transposed, adds, line);           \
+    }                                                                                                                   \
+    template <int N, bool b_is_transposed>                                                                              \
+    static void multiply_registers(f32 (&d)[N / 8][4], const u32 (&a)[4], u64 b, bool adds, LINE) {                     \
+        shim::start_product<widen>(&d[0][0], N, a, 0, false, b, b_is_transposed, adds, line);                           \
+    }
 
 struct Bf16 {
     using Storage = u16;
     static f32 widen(u16 x) { return shim::bf16_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_bf16(low) | u32(shim::f32_to_bf16(high)) << 16; }
+    static u32 of_halves(u32 pair) { return pack(shim::half_to_f32(u16(pair)), shim::half_to_f32(u16(pair >> 16))); }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
         shim::multiply<shim::bf16_to_f32>(d, a, b0, b1, line);
     }
+    PRODUCTS_OF_WARPGROUPS(shim::bf16_to_f32)
 };
 struct F16 {
     using Storage = u16;
     static f32 widen(u16 x) { return shim::half_to_f32(x); }
     static u32 pack(f32 low, f32 high) { return shim::f32_to_half(low) | u32(shim::f32_to_half(high)) << 16; }
+    static u32 of_halves(u32 pair) { return pair; }
     static void multiply(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, LINE) {
         shim::multiply<shim::half_to_f32>(d, a, b0, b1, line);
     }
+    PRODUCTS_OF_WARPGROUPS(shim::half_to_f32)
 };
+
+struct E4m3 {
+    using Storage = u8;
+    static void widen(u32 four, u32 (&pairs)[2]) {
+        for (u32 i = 0; i < 4; i++) {
+            u32 half = shim::f32_to_half(shim::e4m3_to_f32(u8(four >> 8 * i)));
+            pairs[i / 2] = i % 2 ? pairs[i / 2] | half << 16 : half;
+        }
+    }
+};
+inline u32 permute_bytes(u32 word, u32 order) {
+    u32 result = 0;
+    for (u32 i = 0; i < 4; i++) {
+        u32 digit = order >> 4 * i & 15;
+        result |= (digit < 4 ? word >> 8 * digit & 255 : 0) << 8 * i;
+    }
+    return result;
+}
 
 struct F32 {
     using Storage = f32;

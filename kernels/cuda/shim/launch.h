@@ -1,7 +1,7 @@
 // Kernels by name, and the launch of one: its blocks run one after another.
 #pragma once
 
-#include "fibers.h"
+#include "groups.h"
 
 namespace shim {
 
@@ -64,6 +64,7 @@ inline void run_block(Machine &m) {
     m.finished = 0;
     m.memory_barriers.clear();
     memset(m.barrier, 0, sizeof m.barrier);
+    memset(m.wants_registers, 0, sizeof m.wants_registers);
     memset(m.warp, 0, sizeof m.warp);
     // Bytes that read as NaN in every float type, for whoever gets past the checks.
     memset(m.shared.data(), 0xff, m.shared.size());
@@ -73,6 +74,8 @@ inline void run_block(Machine &m) {
         u32 lanes = m.threads - w * LANES;
         m.warp[w].number = w;
         m.warp[w].epoch = 1;
+        m.warp[w].registers = registers_at_launch(m.threads);
+        m.products[w].clear();
         m.warp[w].runnable = m.warp[w].alive = lanes >= LANES ? ~0u : (1u << lanes) - 1;
     }
     for (u32 t = 0; t < m.threads; t++) {
@@ -82,7 +85,7 @@ inline void run_block(Machine &m) {
         thread.lane = t % LANES;
         thread.warp = &m.warp[t / LANES];
         thread.copies.clear();
-        thread.groups_committed = 0;
+        thread.groups_committed = thread.stores = thread.stores_shown = 0;
         prepare(thread, m.stacks + size_t(t) * STACK_BYTES);
     }
     while (m.finished < m.threads && !m.has_failed) {
@@ -109,6 +112,8 @@ inline void run_block(Machine &m) {
                 length += snprintf(text + length, sizeof text - length, "; lanes %08x of warp %u are in a warp's instruction at line %d",
                                    m.warp[w].arrived, w, line);
             }
+        for (u32 w = 0; w < m.warps && length < int(sizeof text) - 128; w++)
+            if (m.wants_registers[w]) length += snprintf(text + length, sizeof text - length, "; warp %u wants registers that nobody gave back", w);
         for (const MemoryBarrier &barrier : m.memory_barriers)
             for (u32 w = 0; w < m.warps && length < int(sizeof text) - 128; w++)
                 if (barrier.waiting[w])
@@ -131,6 +136,13 @@ extern "C" const char *shim_signature(const char *name) {
 // From now on, launches of this host thread leave out the barrier or wait at this place; no line is none.
 extern "C" void shim_leave_out(const char *file, int line) {
     *shim::left_out(true) = {file, line};
+}
+
+// From now on, launches of this host thread run their blocks last first: what blocks add to the same memory is then added in
+// another order.
+extern "C" void shim_reverse_blocks(bool is_reversed) {
+    if (!shim::machine) shim::machine = new shim::Machine();
+    shim::machine->is_reversed = is_reversed;
 }
 
 // Runs a launch; `arguments` point to the values of the parameters. Returns whether it succeeded, else `error` says why.
@@ -187,6 +199,7 @@ extern "C" bool shim_launch(const char *name, const u32 *grid, const u32 *block,
         for (u32 y = 0; y < grid[1] && !m.has_failed; y++)
             for (u32 x = 0; x < grid[0] && !m.has_failed; x++) {
                 m.block = {x, y, z};
+                if (m.is_reversed) m.block = {grid[0] - 1 - x, grid[1] - 1 - y, grid[2] - 1 - z};
                 run_block(m);
             }
     if (m.has_failed) snprintf(error, error_bytes, "%s", m.error);

@@ -92,6 +92,8 @@ struct Granule {
     u32 write_epoch;
     u16 writer;
     State state;
+    // The number of the writing thread's store, or 0 for what the copy engine brought: see `Thread::stores_shown`.
+    u32 store;
 };
 
 // An asynchronous copy of 16 bytes; `from` is null for zeros.
@@ -101,7 +103,7 @@ struct Copy {
     u32 group;
 };
 
-enum Operation : u8 { NONE, SHUFFLE, SYNC_WARP, LOAD_MATRICES, MULTIPLY };
+enum Operation : u8 { NONE, SHUFFLE, VOTE, SYNC_WARP, LOAD_MATRICES, MULTIPLY, GROUP_FENCE, GROUP_MULTIPLY, GROUP_COMMIT, GROUP_WAIT, REGISTERS_CHANGE };
 
 struct Warp;
 
@@ -120,6 +122,8 @@ struct Thread {
     u32 operand;
     std::vector<Copy> copies;
     u32 groups_committed;
+    // Stores to shared memory so far, and how many of them products and copies of tiles can see.
+    u32 stores, stores_shown;
 };
 
 struct Warp {
@@ -128,6 +132,10 @@ struct Warp {
     Operation operation;
     int line;
     u32 epoch;
+    // Registers a thread; whether products may follow; groups of products that were closed.
+    u32 registers;
+    bool is_fenced;
+    u32 groups_committed;
     // The epoch of each warp up to which this one has synchronised with it.
     u32 clock[MAX_WARPS];
 };
@@ -135,6 +143,7 @@ struct Warp {
 struct Barrier {
     u32 expected, arrived;
     u32 waiting[MAX_WARPS];
+    u32 clock[MAX_WARPS];
     int line;
 };
 
@@ -157,6 +166,19 @@ struct MemoryBarrier {
     u32 waiting[MAX_WARPS];
 };
 
+// A warp's share of a warpgroup's product, 16 rows of it, which runs until somebody waits for its group.
+struct GroupProduct {
+    u32 columns, group;
+    f32 (*widen)(u16);
+    bool adds, a_is_transposed, b_is_transposed, a_is_in_registers;
+    u64 a, b;
+    // A of each lane, its accumulators, and what they held when the first product in flight on them began; none for later ones.
+    u32 registers[LANES][4];
+    f32 *accumulators[LANES];
+    std::vector<f32> values;
+    int line;
+};
+
 // One block in flight on this host thread.
 struct Machine {
     const char *kernel;
@@ -170,6 +192,9 @@ struct Machine {
     std::vector<Thread> thread;
     Warp warp[MAX_WARPS];
     Barrier barrier[16];
+    std::vector<GroupProduct> products[MAX_WARPS];
+    // Lanes of each warp that wait for registers.
+    u32 wants_registers[MAX_WARPS];
     std::vector<MemoryBarrier> memory_barriers;
     std::vector<u8> shared;
     std::vector<Granule> granules;
@@ -178,6 +203,8 @@ struct Machine {
     u8 *stacks;
     u32 stack_count;
     bool has_failed;
+    // Whether the last block runs first.
+    bool is_reversed;
     char error[1024];
 #if defined(__x86_64__)
     void *scheduler;

@@ -44,7 +44,7 @@ inline const u8 *read_shared(u32 address, u32 bytes, int line) {
     Thread &self = *m.current;
     u32 offset = check_shared(address, bytes, line, "read");
     u32 mark = self.warp->epoch << 6;
-    for (u32 g = offset / GRANULE; g < (offset + bytes) / GRANULE; g++) {
+    for (u32 g = offset / GRANULE; g < (offset + bytes + GRANULE - 1) / GRANULE; g++) {
         Granule &granule = m.granules[g];
         if (granule.state == PENDING)
             fail(line, "read of shared address %u, where a copy by thread %u is in flight", g * GRANULE, granule.writer);
@@ -57,9 +57,10 @@ inline const u8 *read_shared(u32 address, u32 bytes, int line) {
     return m.shared.data() + offset;
 }
 
-inline u32 claim_shared(u32 address, u32 bytes, State state, int line, const char *what) {
+inline u32 claim_shared(u32 address, u32 bytes, State state, int line, const char *what, bool is_by_engine = false) {
     Machine &m = *machine;
     Thread &self = *m.current;
+    const u32 store = is_by_engine ? 0 : ++self.stores;
     u32 offset = check_shared(address, bytes, line, what);
     for (u32 g = offset / GRANULE; g < (offset + bytes) / GRANULE; g++) {
         Granule &granule = m.granules[g];
@@ -79,6 +80,7 @@ inline u32 claim_shared(u32 address, u32 bytes, State state, int line, const cha
         granule.writer = u16(self.number);
         granule.write_epoch = self.warp->epoch;
         granule.state = state;
+        granule.store = store;
     }
     return offset;
 }

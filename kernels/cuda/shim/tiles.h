@@ -7,26 +7,9 @@
 #pragma once
 
 #include "barriers.h"
-
-// How the 16-byte chunks of a tile are exchanged: by bits of their own address, so that a tile is plain where it does not begin
-// at a multiple of the pattern (256, 512, 1024 bytes).
-enum Swizzle { NO_SWIZZLE, SWIZZLE_32, SWIZZLE_64, SWIZZLE_128 };
-
-// A tensor in global memory and the box that one copy brings. On a device, 128 opaque bytes that the driver makes.
-struct TensorMap {
-    const u8 *base;
-    u32 rank, element_bytes, swizzle, is_valid;
-    // Elements of each dimension, the innermost first; bytes from one to the next, of all but the innermost.
-    u32 size[5];
-    u32 box[5];
-    u64 stride[5];
-    u64 unused[3];
-};
-static_assert(sizeof(TensorMap) == 128, "as large as CUtensorMap");
+#include "tensor_map.h"
 
 namespace shim {
-
-constexpr u32 MAX_RANK = 5, MAX_BOX = 256;
 
 // Where the byte at this address of a tile lies: address bits 4.. are exchanged by the bits above the pattern's row.
 inline u32 swizzled(u32 address, u32 swizzle) {
@@ -36,25 +19,6 @@ inline u32 swizzled(u32 address, u32 swizzle) {
     case SWIZZLE_128: return address ^ (address >> 7 & 7) << 4;
     default: return address;
     }
-}
-
-// Why the driver would refuse to encode such a map, or null.
-inline const char *refusal_of(const TensorMap &map) {
-    const u32 widths[] = {0, 32, 64, 128};
-    if (map.rank < 1 || map.rank > MAX_RANK) return "a tensor map has 1 to 5 dimensions";
-    if (map.element_bytes != 1 && map.element_bytes != 2 && map.element_bytes != 4 && map.element_bytes != 8)
-        return "elements have 1, 2, 4 or 8 bytes";
-    if (reinterpret_cast<u64>(map.base) % 16) return "the tensor is not aligned to 16 bytes";
-    if (map.swizzle > SWIZZLE_128) return "there is no such swizzle";
-    for (u32 d = 0; d < map.rank; d++) {
-        if (!map.size[d]) return "a dimension has no elements";
-        if (!map.box[d] || map.box[d] > MAX_BOX) return "a box has 1 to 256 elements in each dimension";
-        if (d && (map.stride[d] % 16 || map.stride[d] >= 1ull << 40)) return "a stride is a multiple of 16 bytes below 2^40";
-    }
-    if (map.box[0] * map.element_bytes % 16) return "the box's inner dimension is a multiple of 16 bytes";
-    if (map.swizzle && map.box[0] * map.element_bytes > widths[map.swizzle])
-        return "the box's inner dimension is wider than the swizzle";
-    return nullptr;
 }
 
 // Starts a copy of the box at these coordinates, innermost first, by the running thread.
@@ -76,7 +40,7 @@ inline void copy_tile(u32 to, const TensorMap &map, const i32 (&at)[MAX_RANK], u
     // Every granule of the destination is in flight from here on. Swizzling moves chunks within 1024 bytes at most, which may
     // reach beyond a tile that is no whole pattern.
     for (u32 chunk = 0; chunk < bytes; chunk += 16)
-        claim_shared(swizzled(to + chunk, map.swizzle), 16, PENDING, line, "copy of a tile");
+        claim_shared(swizzled(to + chunk, map.swizzle), 16, PENDING, line, "copy of a tile", true);
     TileCopy copy = {to, bytes, self.warp->number, self.warp->epoch, &map, {}};
     memcpy(copy.at, at, sizeof copy.at);
     barrier.tiles.push_back(copy);
@@ -139,17 +103,5 @@ inline void complete_tiles(MemoryBarrier &barrier, int line) {
 // Encodes a tensor map as the driver does; returns why it would refuse to, or null.
 extern "C" const char *shim_tensor_map(TensorMap *map, void *base, u32 rank, u32 element_bytes, const u32 *size,
                                        const u64 *stride, const u32 *box, u32 swizzle) {
-    *map = {};
-    map->base = static_cast<const u8 *>(base);
-    map->rank = rank;
-    map->element_bytes = element_bytes;
-    map->swizzle = swizzle;
-    for (u32 d = 0; d < rank && d < shim::MAX_RANK; d++) {
-        map->size[d] = size[d];
-        map->box[d] = box[d];
-        map->stride[d] = d ? stride[d - 1] : 0;
-    }
-    const char *refusal = shim::refusal_of(*map);
-    map->is_valid = !refusal;
-    return refusal;
+    return shim::encode(map, base, rank, element_bytes, size, stride, box, swizzle);
 }

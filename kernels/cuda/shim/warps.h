@@ -44,6 +44,12 @@ inline u32 float_to_bits(f32 value) {
     memcpy(&bits, &value, 4);
     return bits;
 }
+inline f32 e4m3_to_f32(u8 bits) {
+    u32 exponent = bits >> 3 & 15, mantissa = bits & 7;
+    f32 size = exponent ? ldexpf(1.0f + mantissa / 8.0f, int(exponent) - 7) : ldexpf(f32(mantissa), -9);
+    if ((bits & 127) == 127) size = NAN;
+    return bits & 128 ? -size : size;
+}
 inline f32 bf16_to_f32(u16 bits) { return bits_to_float(u32(bits) << 16); }
 inline u16 f32_to_bf16(f32 x) {
     u32 bits = float_to_bits(x);
@@ -112,6 +118,21 @@ inline void load_matrices(u32 (&r)[4], u32 address, bool is_transposed, int line
     });
     asm volatile("" ::: "memory");
     for (int i = 0; i < 4; i++) r[i] = answer[i];
+}
+
+// Whether any lane's value is true.
+inline bool any_lane(bool value, int line) {
+    Thread &self = *machine->current;
+    u32 mine = value, answer;
+    self.in[0] = &mine;
+    self.out = &answer;
+    together(VOTE, line, [](Thread *lanes) {
+        u32 any = 0;
+        for (u32 lane = 0; lane < LANES; lane++) any |= *lanes[lane].in[0];
+        for (u32 lane = 0; lane < LANES; lane++) *lanes[lane].out = any;
+    });
+    asm volatile("" ::: "memory");
+    return answer;
 }
 
 // Lane l gets the value of lane `source`.

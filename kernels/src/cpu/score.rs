@@ -90,7 +90,7 @@ impl BiasView<'_> {
                     }
                 });
             }
-            ElementType::I32 => unreachable!("a bias is additive or boolean"),
+            ElementType::E4m3 | ElementType::I32 => unreachable!("a bias is additive or boolean"),
         }
     }
 

@@ -3,21 +3,50 @@
 use super::Source;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
-use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
+use super::shares::{Shares, share_out};
+use super::tensor_core::{self, DTYPES, Variant, element};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;
 
-/// Rows of a block: query heads of a group times queries.
-const ROWS: usize = 16;
-/// Keys of a warp's step.
+/// Keys of a step.
 const STEP: usize = 16;
 /// Warps of a block.
 const WARPS: usize = 4;
-/// Keys below which a share is not worth a block of its own.
-const MIN_KEYS_A_SPLIT: usize = 64;
-/// Most shares of a head's keys.
-const MAX_SPLITS: usize = 128;
+/// Rows of a block (query heads of a group times queries) that it is compiled for.
+const ROWS: [usize; 3] = [16, 32, 64];
+
+/// How blocks are cut for some head dimensions and bytes of a stored key element.
+struct Cut {
+    dims: (usize, usize),
+    kv_bytes: usize,
+    /// Tiles of K and V in the ring of each warp that works alone; warps that share rows share their rings too.
+    stages: usize,
+    /// Most rows of a warp: its outputs stay in registers.
+    warp_rows: usize,
+    /// Blocks a multiprocessor, with 16 rows and with more: what registers and 227 KiB of shared memory allow.
+    blocks: (usize, usize),
+}
+
+const fn cut(dims: (usize, usize), kv_bytes: usize, stages: usize, warp_rows: usize, blocks: (usize, usize)) -> Cut {
+    Cut { dims, kv_bytes, stages, warp_rows, blocks }
+}
+
+/// The table of all cuts. A multiprocessor streams at 4.3 TB/s / 132 with a latency of some 700 ns, so 23 KiB have to be in
+/// flight there; `4 * (stages - 1) * 16 keys` a block are: the last column, in KiB a multiprocessor at 16 rows.
+#[rustfmt::skip]
+const CUTS: [Cut; 10] = [
+    cut((64, 64), 2, 4, 32, (3, 2)),   // 144
+    cut((96, 96), 2, 4, 32, (2, 2)),   // 144
+    cut((128, 128), 2, 3, 32, (2, 2)), // 128
+    cut((192, 128), 2, 2, 32, (2, 2)), // 80
+    cut((192, 192), 2, 2, 16, (2, 1)), // 96
+    cut((256, 256), 2, 2, 16, (1, 1)), // 64
+    cut((64, 64), 1, 4, 32, (3, 2)),   // 72
+    cut((128, 128), 1, 4, 16, (2, 2)), // 96
+    cut((192, 128), 1, 4, 16, (2, 2)), // 120
+    cut((256, 256), 1, 3, 16, (2, 1)), // 128
+];
 
 /// A kernel of this family: its name is that of its entry.
 pub(super) struct Decode {
@@ -25,51 +54,51 @@ pub(super) struct Decode {
     pub(super) source: Source,
 }
 
-/// How a block is cut for some head dimensions.
+/// One way in which blocks are cut.
 struct Shape {
-    dims: (usize, usize),
-    stages: usize,
+    cut: &'static Cut,
+    rows: usize,
 }
 
 impl Shape {
-    fn of(dims: (usize, usize)) -> Shape {
-        let stages = match dims {
-            (64 | 96, _) => 4,
-            (128, _) => 3,
-            _ => 2,
-        };
-        Shape { dims, stages }
+    /// The smallest cut that holds these head dimensions, for `rows` packed rows or as many of them as a block takes.
+    fn of(dims: (usize, usize), kv_bytes: usize, rows: usize) -> Option<Shape> {
+        let holds = |cut: &&Cut| cut.kv_bytes == kv_bytes && dims.0 <= cut.dims.0 && dims.1 <= cut.dims.1;
+        let rows = ROWS.into_iter().find(|&most| rows <= most).unwrap_or(ROWS[ROWS.len() - 1]);
+        CUTS.iter().find(holds).map(|cut| Shape { cut, rows })
     }
 
+    fn row_warps(&self) -> usize {
+        self.rows.div_ceil(self.cut.warp_rows)
+    }
+
+    /// Tiles of K and V in a ring: warps that share one have all their stages in it.
+    fn stages(&self) -> usize {
+        self.cut.stages * self.row_warps()
+    }
+
+    /// Q and the rings; at the end, the results of each set of warps in f32, with two numbers a row.
     fn shared_bytes(&self) -> u32 {
-        let (dim_qk, dim_v) = self.dims;
-        (2 * (ROWS * dim_qk + WARPS * self.stages * STEP * (dim_qk + dim_v))) as u32
+        let (dim_qk, dim_v) = self.cut.dims;
+        let rings = WARPS * self.cut.stages * STEP * (dim_qk + dim_v) * self.cut.kv_bytes;
+        let results = WARPS / self.row_warps() * self.rows * (4 * (dim_v + 8) + 8);
+        (2 * self.rows * dim_qk + rings).max(results) as u32
+    }
+
+    fn blocks(&self) -> usize {
+        if self.rows == ROWS[0] { self.cut.blocks.0 } else { self.cut.blocks.1 }
+    }
+
+    /// Blocks that run at a time.
+    fn places(&self, device: &DeviceFacts) -> usize {
+        device.multiprocessors as usize * blocks_in_shared(device, self.shared_bytes()).min(self.blocks())
     }
 }
 
-/// Into how many shares to cut keys: 1 where the tiles keep the device busy or there are few keys, else the smallest number
-/// whose last wave of blocks is nearly as full as the best one's (Dao et al. 2023, Flash-Decoding).
-pub(super) fn splits(tiles: usize, keys: usize, resident_blocks: usize) -> usize {
-    let pieces = keys.div_ceil(MIN_KEYS_A_SPLIT);
-    if tiles == 0 || 5 * tiles >= 4 * resident_blocks || pieces <= 4 {
-        return 1;
-    }
-    let most = pieces.min(MAX_SPLITS).min(resident_blocks.div_ceil(tiles).max(1) * 4);
-    let efficiency = |splits: usize| {
-        let waves = (tiles * splits) as f64 / resident_blocks as f64;
-        waves / waves.ceil()
-    };
-    let best = (1..=most).map(efficiency).fold(0.0, f64::max);
-    // Of numbers that give the longest share the same length, the smallest does the least merging.
-    let shortens = |splits: usize| splits == 1 || pieces.div_ceil(splits) < pieces.div_ceil(splits - 1);
-    (1..=most).find(|&splits| shortens(splits) && efficiency(splits) >= 0.85 * best).unwrap_or(1)
-}
-
-/// Blocks that run at a time, by shared memory alone.
-pub(super) fn resident_blocks(device: &DeviceFacts, shared_bytes: u32) -> usize {
-    // Each block takes 1 KiB besides, and a multiprocessor has 1 KiB more than a block may have.
-    let a_multiprocessor = (device.shared_bytes_per_block + 1024) / (shared_bytes + 1024);
-    device.multiprocessors as usize * a_multiprocessor.clamp(1, 8) as usize
+/// Blocks of a multiprocessor that its shared memory has room for: each takes 1 KiB besides, and there is 1 KiB more than a
+/// block may have.
+fn blocks_in_shared(device: &DeviceFacts, shared_bytes: u32) -> usize {
+    ((device.shared_bytes_per_block + 1024) / (shared_bytes + 1024)).max(1) as usize
 }
 
 impl Decode {
@@ -89,22 +118,28 @@ impl Decode {
                 problem.pattern.name()
             ));
         }
-        tensor_core::supports(name, problem)?;
-        if compiled_dims(problem.head_dim_qk, problem.head_dim_v).is_none() {
-            let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+        // Keys of one byte are widened; else both are multiplied as they are.
+        let widened = AttentionProblem { dtype_kv: problem.dtype, ..problem.clone() };
+        tensor_core::supports(name, if problem.dtype_kv == Dtype::E4m3 { &widened } else { problem })?;
+        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+        if Shape::of((dim_qk, dim_v), problem.dtype_kv.bytes(), 1).is_none() {
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: {name} has up to 256:256"));
         }
         Ok(())
     }
 
-    fn module(&self, shape: &Shape, dtype: Dtype, variant: Variant) -> Module {
+    fn module(&self, shape: &Shape, dtype: Dtype, dtype_kv: Dtype, variant: Variant) -> Module {
         Module {
             source: self.source,
             defines: vec![
                 ("ELEMENT", element(dtype).to_string()),
-                ("DIM_QK", shape.dims.0.to_string()),
-                ("DIM_V", shape.dims.1.to_string()),
-                ("STAGES", shape.stages.to_string()),
+                ("ELEMENT_KV", element(dtype_kv).to_string()),
+                ("DIM_QK", shape.cut.dims.0.to_string()),
+                ("DIM_V", shape.cut.dims.1.to_string()),
+                ("ROWS", shape.rows.to_string()),
+                ("ROW_WARPS", shape.row_warps().to_string()),
+                ("STAGES", shape.stages().to_string()),
+                ("BLOCKS", shape.blocks().to_string()),
                 variant.define(),
             ],
         }
@@ -113,33 +148,36 @@ impl Decode {
     /// Every variant.
     pub(super) fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
-        for dims in DIMS {
+        for cut in &CUTS {
             for dtype in DTYPES {
-                for variant in Variant::ALL {
-                    modules.push(self.module(&Shape::of(dims), dtype, variant));
+                let dtype_kv = if cut.kv_bytes == 1 { Dtype::E4m3 } else { dtype };
+                for variant in Variant::ALL.into_iter().filter(|&variant| has_variant(dtype_kv, variant)) {
+                    for rows in rows_of(variant) {
+                        modules.push(self.module(&Shape { cut, rows: *rows }, dtype, dtype_kv, variant));
+                    }
                 }
             }
         }
         modules
     }
 
-    /// The blocks over shares of the keys, and their merge where there is more than one share.
+    /// The blocks over shares of the keys, and their merge where a tile has more than one share.
     pub(super) fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         let name = self.name;
         device.require_capability(name, 80)?;
         let geometry = Geometry::new(problem);
-        let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
-        let shape = Shape::of(dims);
+        let variant = variant_of(problem);
+        let packed_rows = geometry.longest_q() * problem.group_size();
+        let most_rows = rows_of(variant).last().copied().unwrap_or_default();
+        let dims = (geometry.dim_qk, geometry.dim_v);
+        let shape = Shape::of(dims, problem.dtype_kv.bytes(), packed_rows.min(most_rows));
+        let shape = shape.expect("supports() has checked");
         device.require_shared(name, shape.shared_bytes())?;
         let mut plan = CudaPlan::default();
-        let module = plan.module(self.module(&shape, problem.dtype, Variant::of(problem)));
+        let module = plan.module(self.module(&shape, problem.dtype, problem.dtype_kv, variant));
         let sequences = geometry.sequences(&mut plan);
-        let group = geometry.heads_q / geometry.heads_kv;
-        let tiles = (geometry.longest_q() * group).div_ceil(ROWS) * geometry.heads_kv * geometry.batch();
-        let reach = geometry.left as usize + geometry.right as usize + geometry.longest_q();
-        let keys = geometry.longest_kv().min(reach);
-        let splits = splits(tiles, keys, resident_blocks(device, shape.shared_bytes()));
-        let partials = push_partials(&mut plan, &geometry, splits);
+        let shares = share_out(&mut plan, &geometry, shape.rows, shape.places(device));
+        let partials = push_partials(&mut plan, &geometry, &shares, shape.rows);
         let [bool_bias, additive_bias] = tensor_core::biases(problem);
         let mut arguments = vec![
             Argument::Tensor(TensorName::Q),
@@ -151,10 +189,11 @@ impl Decode {
             bool_bias,
             additive_bias,
             sequences.clone(),
+            shares.table.clone(),
             geometry.argument(),
             partials[0].clone(),
             partials[1].clone(),
-            Argument::I32(splits as i32),
+            Argument::I32(shares.splits as i32),
         ];
         if problem.kv_layout != KvLayout::Contiguous {
             arguments.push(Argument::Tensor(TensorName::PageTable));
@@ -162,44 +201,68 @@ impl Decode {
         plan.launches.push(Launch {
             module,
             entry: name,
-            grid: grid_of(name, &[splits, tiles])?,
+            grid: grid_of(name, &[shares.items, geometry.heads_kv])?,
             block: [32 * WARPS as u32, 1, 1],
             shared_bytes: shape.shared_bytes(),
             arguments,
         });
-        push_combine(&mut plan, name, &geometry, module, splits, partials, [tensor_core::sinks(problem), sequences])?;
+        let sinks = tensor_core::sinks(problem);
+        push_combine(&mut plan, name, &geometry, module, (&shares, shape.rows), partials, [sinks, sequences])?;
         Ok(plan)
     }
 }
 
-/// Workspaces of the partial outputs and their log-sum-exps; null where there is one share.
-pub(super) fn push_partials(plan: &mut CudaPlan, geometry: &Geometry, splits: usize) -> [Argument; 2] {
-    if splits == 1 {
+/// The rows that blocks of a variant may have: the others than the plain one have the smallest tile alone, and read keys again
+/// for each 16 rows.
+fn rows_of(variant: Variant) -> &'static [usize] {
+    if variant == Variant::Plain { &ROWS } else { &ROWS[..1] }
+}
+
+/// Whether there is this variant for keys of a dtype: of one byte, a softcap is the general one's.
+fn has_variant(dtype_kv: Dtype, variant: Variant) -> bool {
+    dtype_kv != Dtype::E4m3 || variant != Variant::Capped
+}
+
+/// The variant that a problem needs: rows of K and V that are no whole 16 bytes are copied by the general one alone.
+fn variant_of(problem: &AttentionProblem) -> Variant {
+    let is_whole = |dim: usize| (dim * problem.dtype_kv.bytes()).is_multiple_of(16);
+    let variant = Variant::of(problem);
+    let is_copied = is_whole(problem.head_dim_qk) && is_whole(problem.head_dim_v);
+    if is_copied && has_variant(problem.dtype_kv, variant) { variant } else { Variant::General }
+}
+
+/// Workspaces of the partial outputs and their log-sum-exps; null where nothing is merged.
+pub(super) fn push_partials(
+    plan: &mut CudaPlan,
+    geometry: &Geometry,
+    shares: &Shares,
+    rows_a_tile: usize,
+) -> [Argument; 2] {
+    if shares.merged_tiles == 0 {
         return [Argument::Null, Argument::Null];
     }
-    let rows = (splits * geometry.batch() * geometry.heads_q * geometry.longest_q()) as u64;
+    let rows = (shares.slots * geometry.heads_kv * rows_a_tile) as u64;
     let pitch = geometry.dim_v.next_multiple_of(8) as u64;
     [plan.workspace(4 * rows * pitch), plan.workspace(4 * rows)]
 }
 
-/// The launch that merges the shares, where there are several.
+/// The launch that merges shares, where there are any.
 pub(super) fn push_combine(
     plan: &mut CudaPlan,
     kernel: &str,
     geometry: &Geometry,
     module: usize,
-    splits: usize,
+    (shares, rows_a_tile): (&Shares, usize),
     [partial_o, partial_lse]: [Argument; 2],
     [sinks, sequences]: [Argument; 2],
 ) -> Result<(), KernelError> {
-    if splits == 1 {
+    if shares.merged_tiles == 0 {
         return Ok(());
     }
-    let rows = geometry.batch() * geometry.heads_q * geometry.longest_q();
     plan.launches.push(Launch {
         module,
         entry: "combine",
-        grid: grid_of(kernel, &[rows.div_ceil(WARPS)])?,
+        grid: grid_of(kernel, &[shares.merged_tiles, geometry.heads_kv, rows_a_tile / WARPS])?,
         block: [32 * WARPS as u32, 1, 1],
         shared_bytes: 0,
         arguments: vec![
@@ -209,8 +272,9 @@ pub(super) fn push_combine(
             Argument::OptionalTensor(TensorName::Lse),
             sinks,
             sequences,
+            shares.merged_table.clone(),
             geometry.argument(),
-            Argument::I32(splits as i32),
+            Argument::I32(shares.splits as i32),
         ],
     });
     Ok(())
@@ -221,30 +285,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_split_only_where_that_fills_the_device() {
-        // Enough tiles, or too few keys.
-        assert_eq!(splits(132, 65536, 132), 1);
-        assert_eq!(splits(1, 256, 132), 1);
-        assert_eq!(splits(0, 65536, 132), 1);
-        // One tile of a long cache: a share for each place, but no more than there are keys.
-        assert!((100..=128).contains(&splits(1, 65536, 132)));
-        assert_eq!(splits(1, 640, 132), 10);
-        // Eight tiles: 16 shares fill 128 of 132 places; 17 would leave a second wave of four.
-        assert!((14..=16).contains(&splits(8, 65536, 132)));
+    fn cuts_fit_and_keep_enough_bytes_in_flight() {
+        for cut in &CUTS {
+            for rows in ROWS {
+                let shape = Shape { cut, rows };
+                let (blocks, (dim_qk, dim_v)) = (shape.blocks(), cut.dims);
+                assert!(blocks_in_shared(&DeviceFacts::H200, shape.shared_bytes()) >= blocks, "{:?} {rows}", cut.dims);
+                assert!(shape.shared_bytes() <= DeviceFacts::A100.shared_bytes_per_block);
+                let stage = STEP * (dim_qk + dim_v) * cut.kv_bytes;
+                let in_flight = blocks * WARPS / shape.row_warps() * (shape.stages() - 1) * stage;
+                assert!(in_flight >= 2 * 23 << 10, "{:?} of {} bytes, {rows} rows", cut.dims, cut.kv_bytes);
+            }
+        }
     }
 
     #[test]
-    fn the_last_wave_is_not_left_empty() {
-        const PLACES: usize = 264;
-        for tiles in 1..PLACES * 4 / 5 {
-            for keys in [1000, 8192, 131_072] {
-                let count = splits(tiles, keys, PLACES);
-                assert!((1..=MAX_SPLITS).contains(&count) && (count == 1 || (count - 1) * MIN_KEYS_A_SPLIT < keys));
-                // With keys enough, only the largest number of shares keeps a wave from being full.
-                let blocks = tiles * count;
-                let places = (blocks.div_ceil(PLACES) * PLACES).min(tiles * MAX_SPLITS);
-                assert!(keys < 131_072 || 10 * blocks >= 7 * places, "{tiles} tiles, {count} shares");
-            }
+    fn blocks_take_all_rows_that_share_keys_up_to_64() {
+        for (rows, expected) in [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64), (200, 64)] {
+            assert_eq!(Shape::of((128, 128), 2, rows).map(|shape| shape.rows), Some(expected));
         }
+        assert!(Shape::of((257, 64), 2, 1).is_none());
+        // Keys of one byte have no 96, whose rows are no whole panels.
+        assert_eq!(Shape::of((96, 96), 1, 1).map(|shape| shape.cut.dims), Some((128, 128)));
     }
 }

@@ -1,5 +1,6 @@
-//! FlashAttention-2, forward (Dao 2023): `kernels/cuda/flash.cu`.
+//! FlashAttention-2 (Dao 2023), forward: `kernels/cuda/flash.cu`. Backward is planned by [`super::flash_bwd`].
 
+use super::flash_bwd;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
@@ -115,16 +116,13 @@ impl CudaKernel for Flash {
     }
 
     fn summary(&self) -> &'static str {
-        "online softmax over key tiles on tensor cores, parallel over queries (FlashAttention-2, Dao 2023)"
+        "online softmax over key tiles on tensor cores, parallel over queries, and its gradients (FlashAttention-2, Dao 2023)"
     }
 
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
         let unsupported = |text: String| Err(KernelError::Unsupported(text));
         if problem.mechanism != Mechanism::Softmax {
             return unsupported(format!("mechanism {}: flash computes softmax only", problem.mechanism.name()));
-        }
-        if problem.phase == Phase::Backward {
-            return unsupported("phase backward: flash computes forward phases only".into());
         }
         if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
             return unsupported(format!(
@@ -137,17 +135,20 @@ impl CudaKernel for Flash {
         }
         tensor_core::supports("flash", problem)?;
         compiled_dims(problem.head_dim_qk, problem.head_dim_v)
-            .map(|_| ())
-            .ok_or_else(|| too_wide("flash", &Geometry::new(problem)))
+            .ok_or_else(|| too_wide("flash", &Geometry::new(problem)))?;
+        if problem.phase == Phase::Backward { flash_bwd::supports(problem) } else { Ok(()) }
     }
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
+        if problem.phase == Phase::Backward {
+            return flash_bwd::plan(problem, device);
+        }
         plan("flash", problem, device)
     }
 
     fn modules(&self) -> Vec<Module> {
-        modules()
+        modules().into_iter().chain(flash_bwd::modules()).collect()
     }
 }
 

@@ -158,10 +158,15 @@ impl Geometry {
         Argument::Bytes(bytes.take())
     }
 
+    /// Whether all sequences have the same lengths.
+    pub(super) fn is_uniform(&self) -> bool {
+        let same = |lengths: &[usize]| lengths.windows(2).all(|pair| pair[0] == pair[1]);
+        same(&self.lengths_q) && same(&self.lengths_kv)
+    }
+
     /// A table of `Sequence`, or null where all sequences have the same lengths.
     pub(super) fn sequences(&self, plan: &mut CudaPlan) -> Argument {
-        let same = |lengths: &[usize]| lengths.windows(2).all(|pair| pair[0] == pair[1]);
-        if same(&self.lengths_q) && same(&self.lengths_kv) {
+        if self.is_uniform() {
             return Argument::Null;
         }
         let mut bytes = Bytes::default();

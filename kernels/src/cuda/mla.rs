@@ -1,8 +1,9 @@
 //! Multi-head latent attention (DeepSeek-V2): absorbed decode in `kernels/cuda/mla.cu`, expanded prefill in `flash`.
 
-use super::decode::{push_combine, push_partials, resident_blocks, splits};
+use super::decode::{push_combine, push_partials};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
+use super::shares::share_out;
 use super::source::source;
 use super::tensor_core::{self, DTYPES, compiled_dims, element};
 use super::{CudaKernel, Source, flash};
@@ -80,9 +81,9 @@ impl CudaKernel for Mla {
         let mut plan = CudaPlan::default();
         let module = plan.module(module(problem.dtype));
         let sequences = geometry.sequences(&mut plan);
-        let tiles = (geometry.longest_q() * geometry.heads_q).div_ceil(ROWS) * geometry.batch();
-        let splits = splits(tiles, geometry.longest_kv(), resident_blocks(device, SHARED_BYTES));
-        let partials = push_partials(&mut plan, &geometry, splits);
+        // One block a multiprocessor.
+        let shares = share_out(&mut plan, &geometry, ROWS, device.multiprocessors as usize);
+        let partials = push_partials(&mut plan, &geometry, &shares, ROWS);
         let page_table = match problem.kv_layout {
             KvLayout::Contiguous => Argument::Null,
             KvLayout::Paged { .. } => Argument::Tensor(TensorName::PageTable),
@@ -90,7 +91,7 @@ impl CudaKernel for Mla {
         plan.launches.push(Launch {
             module,
             entry: "mla",
-            grid: grid_of("mla", &[splits, tiles])?,
+            grid: grid_of("mla", &[shares.items])?,
             block: [THREADS, 1, 1],
             shared_bytes: SHARED_BYTES,
             arguments: vec![
@@ -99,14 +100,16 @@ impl CudaKernel for Mla {
                 Argument::Tensor(TensorName::O),
                 Argument::OptionalTensor(TensorName::Lse),
                 sequences.clone(),
+                shares.table.clone(),
                 geometry.argument(),
                 partials[0].clone(),
                 partials[1].clone(),
-                Argument::I32(splits as i32),
+                Argument::I32(shares.splits as i32),
                 page_table,
             ],
         });
-        push_combine(&mut plan, "mla", &geometry, module, splits, partials, [Argument::Null, sequences])?;
+        let merged = (&shares, ROWS);
+        push_combine(&mut plan, "mla", &geometry, module, merged, partials, [Argument::Null, sequences])?;
         Ok(plan)
     }
 

@@ -9,6 +9,8 @@ pub mod block_sparse;
 mod decode;
 pub mod flash;
 pub mod flash1;
+pub mod flash3;
+mod flash_bwd;
 mod geometry;
 pub mod harness;
 pub mod linear;
@@ -20,6 +22,8 @@ pub mod paged;
 mod plan;
 pub mod resources;
 pub mod sass;
+pub mod schedule;
+mod shares;
 mod source;
 pub mod split_kv;
 mod tensor_core;
@@ -27,7 +31,7 @@ mod tensor_core;
 use crate::kernel::KernelError;
 use crate::problem::AttentionProblem;
 
-pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module};
+pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
 pub use source::{HEADERS, Header, Source};
 
 /// One implementation of attention on NVIDIA GPUs.
@@ -41,6 +45,10 @@ pub trait CudaKernel: Sync {
     /// What to do to compute it on such a device. Errors where [`CudaKernel::supports`] does, and where the device lacks
     /// something that the plan needs.
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError>;
+    /// Whether it is written for devices of this compute capability, major * 10 + minor.
+    fn is_for(&self, compute_capability: u32) -> bool {
+        compute_capability >= 80
+    }
     /// Every module that a plan may hold: what is compiled ahead to know registers, spills and shared memory.
     fn modules(&self) -> Vec<Module>;
 }
@@ -51,6 +59,7 @@ pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
     &naive::Naive,
     &flash1::Flash1,
     &flash::Flash,
+    &flash3::Flash3,
     &split_kv::SplitKv,
     &paged::Paged,
     &block_sparse::BlockSparse,

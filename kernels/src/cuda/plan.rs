@@ -38,6 +38,21 @@ impl DeviceFacts {
         )))
     }
 
+    /// Refuses a kernel that is written in instructions of this compute capability alone.
+    pub(super) fn require_exactly(&self, kernel: &str, capability: u32) -> Result<(), KernelError> {
+        let have = self.compute_capability;
+        if have == capability {
+            return Ok(());
+        }
+        Err(KernelError::Unsupported(format!(
+            "a device of compute capability {}.{}: {kernel} is for {}.{} alone",
+            have / 10,
+            have % 10,
+            capability / 10,
+            capability % 10
+        )))
+    }
+
     /// Refuses a block that does not fit.
     pub(super) fn require_shared(&self, kernel: &str, bytes: u32) -> Result<(), KernelError> {
         let have = self.shared_bytes_per_block;
@@ -75,6 +90,24 @@ impl Module {
     }
 }
 
+/// A tensor as the asynchronous copy engine of compute capability 9.0 sees it, and the tile that one copy brings; the address is
+/// the call's (CUDA driver API, `cuTensorMapEncodeTiled`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TensorMap {
+    /// Which tensor.
+    pub tensor: TensorName,
+    /// Bytes of an element: 1, 2, 4 or 8.
+    pub element_bytes: u32,
+    /// Elements of each of 1 to 5 dimensions, the innermost first.
+    pub sizes: Vec<u32>,
+    /// Bytes from one index to the next, of all dimensions but the innermost: multiples of 16.
+    pub strides_bytes: Vec<u64>,
+    /// Elements of a tile in each dimension, at most 256.
+    pub tile: Vec<u32>,
+    /// Bytes after which the pattern repeats in which 16-byte chunks of a tile are exchanged: 0, 32, 64 or 128.
+    pub swizzle_bytes: u32,
+}
+
 /// The value of a kernel's parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Argument {
@@ -98,6 +131,8 @@ pub enum Argument {
     U64(u64),
     /// A structure by value, as its bytes; aligned to 8 bytes.
     Bytes(Vec<u8>),
+    /// A tensor map by value: 128 bytes, aligned to 64.
+    TensorMap(TensorMap),
 }
 
 /// One kernel launch.

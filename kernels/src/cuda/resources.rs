@@ -2,7 +2,7 @@
 
 use super::nvrtc::{Nvrtc, NvrtcError};
 use super::sass::{Disassembler, InstructionMix, SassError};
-use super::{CUDA_KERNELS, Module};
+use super::{CUDA_KERNELS, CudaKernel, Module};
 
 /// One kernel of a module on one architecture.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -30,6 +30,17 @@ pub enum ResourcesError {
     /// It does not compile.
     #[error(transparent)]
     Compile(#[from] NvrtcError),
+    /// It was compiled, and products of warpgroups that are to run beside other work wait for each other: the assembler could not
+    /// follow their registers.
+    #[error("module `{module}` for {architecture}: {message}")]
+    Serialised {
+        /// [`Module::label`].
+        module: String,
+        /// `sm_90a`.
+        architecture: String,
+        /// What the assembler says.
+        message: String,
+    },
     /// It was compiled, and the disassembler failed.
     #[error(transparent)]
     Sass(#[from] SassError),
@@ -53,10 +64,25 @@ pub fn check_architecture(name: &str) -> Result<(), String> {
     }
 }
 
+/// The compute capability of an architecture: 90 of `sm_90a`.
+fn capability(architecture: &str) -> Option<u32> {
+    architecture.strip_prefix("sm_")?.trim_end_matches(['a', 'f']).parse().ok()
+}
+
+/// Every module of every kernel for an architecture, once, and those of the harness.
+pub fn modules_for(architecture: &str) -> Vec<Module> {
+    let capability = capability(architecture);
+    modules_of(|kernel| capability.is_some_and(|capability| kernel.is_for(capability)))
+}
+
 /// Every module of every kernel, once, and those of the harness.
 pub fn all_modules() -> Vec<Module> {
+    modules_of(|_| true)
+}
+
+fn modules_of(is_wanted: impl Fn(&dyn CudaKernel) -> bool) -> Vec<Module> {
     let mut modules: Vec<Module> = super::harness::modules();
-    for module in CUDA_KERNELS.iter().flat_map(|kernel| kernel.modules()) {
+    for module in CUDA_KERNELS.iter().filter(|kernel| is_wanted(**kernel)).flat_map(|kernel| kernel.modules()) {
         if !modules.contains(&module) {
             modules.push(module);
         }
@@ -76,6 +102,10 @@ pub fn of_module(
     disassembler: Option<&Disassembler>,
 ) -> Result<Vec<Resources>, ResourcesError> {
     let cubin = nvrtc.compile(module, architecture)?;
+    if let Some(message) = serialised(&cubin.log) {
+        let (module, architecture) = (module.label(), architecture.into());
+        return Err(ResourcesError::Serialised { module, architecture, message });
+    }
     let mut kernels = parse(&module.label(), &cubin.log);
     if kernels.is_empty() {
         return Err(NvrtcError::Compile {
@@ -93,6 +123,12 @@ pub fn of_module(
         }
     }
     Ok(kernels)
+}
+
+/// What the assembler says where it made asynchronous products wait for each other.
+fn serialised(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("wgmma") && line.contains("serialized"))?;
+    Some(line.trim_start_matches("ptxas").trim_start_matches([' ', ':']).to_owned())
 }
 
 /// Reads the log of `ptxas -v`: the kernels of a module, in the log's order.
@@ -149,6 +185,17 @@ mod tests {
         assert_eq!((combine.registers, combine.spill_bytes, combine.stack_bytes), (72, 12, 16));
         assert_eq!((paged.registers, paged.spill_bytes, paged.static_shared_bytes), (255, 0, 1024));
         assert!(parse("paged", "nothing of the kind").is_empty());
+    }
+
+    #[test]
+    fn serialised_products_are_noticed() {
+        let log =
+            "ptxas info    : (C7519) warpgroup.arrive is injected in around line 9 by compiler in function 'flash3'\n";
+        assert_eq!(serialised(log), None);
+        let warning = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
+            register resources for the wgmma pipeline in the function 'flash3'";
+        let found = serialised(&format!("{log}ptxas info    : {warning}\n")).expect("it is there");
+        assert!(found.ends_with(warning), "{found}");
     }
 
     #[test]

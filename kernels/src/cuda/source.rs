@@ -36,9 +36,11 @@ pub const HEADERS: &[Header] = &[
     header!("ptx.cuh"),
     header!("geometry.cuh"),
     header!("attend.cuh"),
+    header!("flash_bwd.cuh"),
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("product.cuh"),
+    header!("hopper.cuh"),
     header!("linear.cuh"),
     header!("chunks.cuh"),
 ];

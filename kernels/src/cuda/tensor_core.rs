@@ -23,6 +23,7 @@ pub(super) fn element(dtype: Dtype) -> &'static str {
         Dtype::Bf16 => "Bf16",
         Dtype::F16 => "F16",
         Dtype::F32 => "F32",
+        Dtype::E4m3 => "E4m3",
     }
 }
 

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{InputSpec, code, input_names, is_static, key_lengths, tensor_shape};
+use crate::e4m3::e4m3;
 use crate::hash::hash64;
 use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Phase};
 use crate::shared_mut::SharedMut;
@@ -123,6 +124,7 @@ impl<'a> Generator<'a> {
                     ElementType::F32 => self.fill_rows::<f32>(name, &rows, tensor),
                     ElementType::F16 => self.fill_rows::<f16>(name, &rows, tensor),
                     ElementType::Bf16 => self.fill_rows::<bf16>(name, &rows, tensor),
+                    ElementType::E4m3 => self.fill_rows::<e4m3>(name, &rows, tensor),
                     other => unreachable!("rows of {other:?}"),
                 }
             }
@@ -284,6 +286,7 @@ fn round_all(dtype: Dtype, values: &mut [f32]) {
         Dtype::F32 => {}
         Dtype::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
         Dtype::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        Dtype::E4m3 => values.iter_mut().for_each(|x| *x = e4m3::from_f32(*x).to_f32()),
     }
 }
 

@@ -105,8 +105,8 @@ fn parse(text: &str) -> Result<AttentionProblem, IdError> {
     let (pattern, causal, mut causal_alignment) = parse_mask(next("the pattern")?)?;
     let dtypes = next("the dtype")?;
     let (dtype, dtype_kv) = dtypes.split_once('+').unwrap_or((dtypes, dtypes));
-    let dtype = choose("dtype", dtype, Dtype::ALL, Dtype::name)?;
-    let dtype_kv = choose("KV dtype", dtype_kv, Dtype::ALL, Dtype::name)?;
+    let dtype = choose("dtype", dtype, Dtype::STORED, Dtype::name)?;
+    let dtype_kv = choose("KV dtype", dtype_kv, Dtype::STORED, Dtype::name)?;
     let batch = number("batch", after("batch", 'b', next("the batch")?)?)?;
     let (heads_q, heads_kv) = parse_heads(after("heads", 'h', next("the heads")?)?)?;
     let seqlen_q = named_lengths("query length", 'q', next("the query length")?)?;

@@ -3,7 +3,7 @@
 //! A valid problem's sizes never overflow: every count of pairs, FLOPs and bytes fits in 64 bits, every tensor in the
 //! address space, every page id in an i32. Whether a kernel computes it is the kernel's own matter.
 
-use super::{AttentionProblem, Bias, FeatureMap, KvLayout, Lengths, Mechanism, Pattern, Phase};
+use super::{AttentionProblem, Bias, Dtype, FeatureMap, KvLayout, Lengths, Mechanism, Pattern, Phase};
 
 #[cfg(test)]
 mod tests;
@@ -263,6 +263,12 @@ impl AttentionProblem {
             Mechanism::Mla { .. } => self.phase == Phase::Decode,
             Mechanism::Linear { .. } | Mechanism::Linformer { .. } => false,
         };
+        require(Dtype::ALL.contains(&self.dtype), || {
+            let (dtype, known) = (self.dtype.name(), Dtype::ALL.map(Dtype::name).join(", "));
+            format!(
+                "{dtype} is a dtype of keys and values only: queries have {known}; write for example `bf16+{dtype}`"
+            )
+        })?;
         require(has_cache || self.dtype_kv == self.dtype, || {
             format!("{mechanism} {} has no KV cache, so no KV dtype of its own", self.phase.name())
         })?;

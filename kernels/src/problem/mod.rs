@@ -24,11 +24,15 @@ pub enum Dtype {
     F16,
     /// bfloat16: binary32 with the low 16 bits dropped.
     Bf16,
+    /// 8-bit floating point with 4 bits of exponent ([`crate::e4m3`]): of keys and values in a cache only.
+    E4m3,
 }
 
 impl Dtype {
-    /// Every dtype, widest first.
+    /// Every dtype of queries and outputs, widest first.
     pub const ALL: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    /// Every dtype of keys and values, widest first.
+    pub const STORED: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::E4m3];
 
     /// The name in case ids, suites and records.
     pub const fn name(self) -> &'static str {
@@ -36,12 +40,13 @@ impl Dtype {
             Dtype::F32 => "f32",
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
+            Dtype::E4m3 => "e4m3",
         }
     }
 
     /// Parses [`Dtype::name`].
     pub fn parse(text: &str) -> Option<Dtype> {
-        Dtype::ALL.into_iter().find(|dtype| dtype.name() == text)
+        Dtype::STORED.into_iter().find(|dtype| dtype.name() == text)
     }
 
     /// Bytes an element.
@@ -49,6 +54,7 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::E4m3 => 1,
         }
     }
 
@@ -58,6 +64,7 @@ impl Dtype {
             Dtype::F32 => f32::EPSILON as f64,
             Dtype::F16 => 1.0 / 1024.0,
             Dtype::Bf16 => 1.0 / 128.0,
+            Dtype::E4m3 => 1.0 / 8.0,
         }
     }
 }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Oracle, Row, RowReference, SamplePlan};
+use crate::e4m3::e4m3;
 use crate::input::{output_names, tensor_shape};
 use crate::problem::{AttentionProblem, Dtype};
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
@@ -151,6 +152,7 @@ impl Expected {
         let dtype = match tensor_shape(problem, rows.tensor).0 {
             ElementType::F16 => Dtype::F16,
             ElementType::Bf16 => Dtype::Bf16,
+            ElementType::E4m3 => Dtype::E4m3,
             _ => Dtype::F32,
         };
         let row_elements = Places::new(problem, rows.tensor).map_or(0, |places| places.dim);
@@ -191,6 +193,7 @@ impl Expected {
                 Dtype::F32 => f64::from(f32::from_le_bytes(element.try_into().expect("four bytes"))),
                 Dtype::F16 => half::f16::from_le_bytes(element.try_into().expect("two bytes")).to_f64(),
                 Dtype::Bf16 => half::bf16::from_le_bytes(element.try_into().expect("two bytes")).to_f64(),
+                Dtype::E4m3 => e4m3::from_bits(element[0]).to_f64(),
             })
             .collect();
         Ok(self.judge(&actual))

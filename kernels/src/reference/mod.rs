@@ -32,6 +32,7 @@ pub use source::{GeneratedRows, RowSource, TensorRows};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::e4m3::e4m3;
 use crate::problem::{AttentionProblem, Dtype, FeatureMap, Mechanism};
 use crate::tensor::TensorName;
 use source::CachedSinks;
@@ -150,6 +151,7 @@ fn round_to(dtype: Dtype, value: f64) -> f64 {
         Dtype::F32 => f64::from(value as f32),
         Dtype::F16 => f16::from_f64(value).to_f64(),
         Dtype::Bf16 => bf16::from_f64(value).to_f64(),
+        Dtype::E4m3 => e4m3::from_f32(value as f32).to_f64(),
     }
 }
 

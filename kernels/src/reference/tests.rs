@@ -580,6 +580,7 @@ fn gathered_rows_come_back_from_any_layout_and_are_judged() {
                         Dtype::F32 => tensor.as_mut_slice::<f32>()[first + d] = x as f32,
                         Dtype::F16 => tensor.as_mut_slice::<f16>()[first + d] = f16::from_f64(x),
                         Dtype::Bf16 => tensor.as_mut_slice::<bf16>()[first + d] = bf16::from_f64(x),
+                        Dtype::E4m3 => unreachable!("gradients have the dtype of the queries"),
                     }
                 }
             }

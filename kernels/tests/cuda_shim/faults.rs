@@ -30,6 +30,8 @@ fn what_is_sound_passes() {
     run("exchange_sound").expect("sound");
     let exchanged = run("named_barriers_sound").expect("sound");
     assert_eq!(exchanged[..64], (0..64).map(|thread| (thread ^ 32) as f32).collect::<Vec<_>>());
+    let sums = run("sums_sound").expect("sound");
+    assert_eq!(sums[..8], [504.0, 0.0, 0.0, 0.0, 504.0, 64.0, 128.0, 192.0]);
     let consumed = run("producer_and_consumer").expect("sound");
     assert_eq!(consumed[32..64], (0..32).map(|lane| (31 - lane) as f32 / 4.0 + 3.0).collect::<Vec<_>>());
 }
@@ -46,6 +48,8 @@ fn every_fault_is_found() {
         ("read_outside", "read of 4 bytes outside of input: byte 1024 of 1024"),
         ("write_outside", "write of 4 bytes outside of output: byte -4 of 512"),
         ("write_to_an_input", "write to input, which is read-only"),
+        ("misaligned_sums", "read of 16 bytes at output + 8, which is not aligned"),
+        ("sum_outside", "read of 4 bytes outside of output: byte 512 of 512"),
         ("misaligned_vector", "read of 16 bytes at input + 8, which is not aligned"),
         ("misaligned_copy", "asynchronous copy of 16 bytes at shared address 8, which is not aligned"),
         ("shared_outside", "write of 4 bytes at shared address 4096 of 4096 bytes"),

@@ -10,7 +10,7 @@ use attn_kernels::tensor::TensorName;
 
 use super::{DEVICE, check, shim};
 
-fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
+pub(crate) fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
 }
 
@@ -32,7 +32,7 @@ const LENGTHS: [(usize, usize); 14] = [
     (257, 258),
 ];
 
-fn irregular_lengths(kernel: &dyn CudaKernel) {
+pub(crate) fn irregular_lengths(kernel: &dyn CudaKernel) {
     for (index, lengths) in LENGTHS.into_iter().enumerate() {
         for causal in [false, true] {
             let dtype = [Dtype::Bf16, Dtype::F16][index % 2];

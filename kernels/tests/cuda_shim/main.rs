@@ -3,6 +3,9 @@
 mod decode;
 mod faults;
 mod flash;
+mod flash3;
+mod flash_bwd;
+mod groups;
 mod naive;
 mod others;
 mod sabotage;
@@ -13,12 +16,14 @@ use std::path::Path;
 
 use attn_kernels::cuda::{CudaKernel, DeviceFacts};
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::problem::{AttentionProblem, Mechanism};
+use attn_kernels::problem::{AttentionProblem, Dtype, Mechanism, Phase};
 use attn_kernels::reference::{GeneratedRows, Oracle, SamplePlan};
-use attn_kernels::tensor::{Tensor, TensorName};
+use attn_kernels::tensor::{Rows, Tensor, TensorName, TensorSet};
 
 /// FLOPs that the oracle may spend on one case.
 const ORACLE_FLOPS: f64 = 2e7;
+/// The same of a backward one, whose gradients are checked whole: else only few rows of dO would not be zero.
+const GRADIENT_FLOPS: f64 = 2e9;
 
 /// A small device, so that decode splits its keys.
 const DEVICE: DeviceFacts = DeviceFacts { multiprocessors: 12, ..DeviceFacts::H200 };
@@ -41,10 +46,15 @@ fn judge(kernel: &dyn CudaKernel, problem: &AttentionProblem, folder: &Path) -> 
     let spec = InputSpec::new(problem, 7);
     let source = GeneratedRows::new(problem, &spec, 0);
     let oracle = Oracle::new(problem, &source);
-    let mut samples = SamplePlan::for_problem(problem, &spec, 0, ORACLE_FLOPS);
-    let inputs = Generator::new(problem, &spec, 0).inputs();
+    let is_backward = problem.phase == Phase::Backward;
+    let budget_flops = if is_backward { GRADIENT_FLOPS } else { ORACLE_FLOPS };
+    let mut samples = SamplePlan::for_problem(problem, &spec, 0, budget_flops);
+    assert!(samples.is_whole || !is_backward);
+    let mut inputs = Generator::new(problem, &spec, 0).inputs();
     let mut outputs = input::outputs(problem);
-    if matches!(problem.mechanism, Mechanism::Softmax | Mechanism::Mla { .. }) {
+    if is_backward {
+        add_forward(problem, &oracle, &mut inputs);
+    } else if matches!(problem.mechanism, Mechanism::Softmax | Mechanism::Mla { .. }) {
         samples = samples.with_lse();
         let (element, dims) = input::tensor_shape(problem, TensorName::Lse);
         let mut lse = Tensor::zeros(element, &dims);
@@ -61,4 +71,42 @@ fn judge(kernel: &dyn CudaKernel, problem: &AttentionProblem, folder: &Path) -> 
         }
     }
     Ok(())
+}
+
+/// Inputs of a backward problem.
+fn prepared(problem: &AttentionProblem) -> TensorSet {
+    let spec = InputSpec::new(problem, 7);
+    let source = GeneratedRows::new(problem, &spec, 0);
+    let mut inputs = Generator::new(problem, &spec, 0).inputs();
+    add_forward(problem, &Oracle::new(problem, &source), &mut inputs);
+    inputs
+}
+
+/// Adds what the backward reads of the forward: the oracle's O, rounded, and LSE.
+fn add_forward(problem: &AttentionProblem, oracle: &Oracle<'_>, inputs: &mut TensorSet) {
+    let rows = Rows::of_queries(problem, problem.head_dim_v);
+    let sequences = 0..problem.batch;
+    let asked: Vec<_> = sequences
+        .flat_map(|sequence| (0..problem.heads_q).map(move |head| (sequence, head)))
+        .flat_map(|(sequence, head)| (0..rows.lengths[sequence]).map(move |query| (sequence, head, query)))
+        .collect();
+    let [mut o, mut lse] = [TensorName::O, TensorName::Lse].map(|name| {
+        let (element, dims) = input::tensor_shape(problem, name);
+        let mut tensor = Tensor::zeros(element, &dims);
+        tensor.poison();
+        tensor
+    });
+    let (heads, longest) = (problem.heads_q, lse.dims()[2]);
+    for (&(sequence, head, query), row) in asked.iter().zip(oracle.forward_rows(&asked)) {
+        let first = rows.offset(sequence, head, query);
+        for (index, &x) in row.o.iter().enumerate() {
+            match problem.dtype {
+                Dtype::F16 => o.as_mut_slice()[first + index] = half::f16::from_f64(x),
+                _ => o.as_mut_slice()[first + index] = half::bf16::from_f64(x),
+            }
+        }
+        lse.as_mut_slice::<f32>()[(sequence * heads + head) * longest + query] = row.lse as f32;
+    }
+    inputs.insert(TensorName::O, o);
+    inputs.insert(TensorName::Lse, lse);
 }

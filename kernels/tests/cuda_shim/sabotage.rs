@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
+use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
 use attn_kernels::cuda::mla::Mla;
@@ -51,6 +52,17 @@ fn decode() -> AttentionProblem {
     problem
 }
 
+/// What the shim can leave out.
+const BARRIERS: [&str; 7] = [
+    "sync_threads()",
+    "sync_warp()",
+    "copy_async_wait<",
+    "mbarrier_wait(",
+    "wait_products<",
+    "fence_products()",
+    "fence_mbarrier_init()",
+];
+
 /// Without any one of its barriers and waits, a kernel fails in at least one of these problems.
 fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem], files: &[&str]) {
     let mut removed = 0;
@@ -58,8 +70,7 @@ fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem
         let text = text_of(file);
         for (number, line) in text.lines().enumerate() {
             let code = line.trim();
-            let is_barrier = ["sync_threads();", "sync_warp();"].contains(&code)
-                || (code.starts_with("copy_async_wait<") && code.ends_with(">();"));
+            let is_barrier = BARRIERS.iter().any(|barrier| code.starts_with(barrier)) && code.ends_with(");");
             if !is_barrier {
                 continue;
             }
@@ -79,8 +90,29 @@ fn no_barrier_of_flash_can_go() {
 }
 
 #[test]
+fn no_barrier_of_flash_s_backward_can_go() {
+    // Warps that own keys, and warps that share them; dQ by sums, and by a pass of its own.
+    let [mut narrow, mut wide] =
+        [64, 128].map(|dim| AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (2, 1), (130, 150), dim));
+    narrow.causal = true;
+    wide.deterministic = true;
+    every_barrier_is_needed(&Flash, &[narrow, wide], &["flash_bwd.cu"]);
+}
+
+#[test]
+fn no_barrier_of_flash3_can_go() {
+    // Twelve blocks compute two tiles each, with more keys than the rings hold.
+    let mut problem = AttentionProblem { batch: 12, ..prefill((200, 700)) };
+    problem.causal_alignment = CausalAlignment::TopLeft;
+    let long = AttentionProblem { batch: 1, ..prefill((300, 900)) };
+    every_barrier_is_needed(&Flash3, &[long, problem], &["flash3.cu", "hopper.cuh"]);
+}
+
+#[test]
 fn no_barrier_of_split_kv_can_go() {
-    every_barrier_is_needed(&SplitKv, &[decode()], &["decode.cuh"]);
+    // Rows of one warp, and rows that two warps share.
+    let rows = AttentionProblem { heads_q: 24, ..decode() };
+    every_barrier_is_needed(&SplitKv, &[decode(), rows], &["decode.cuh"]);
 }
 
 #[test]
@@ -150,7 +182,7 @@ fn no_barrier_of_mla_can_go() {
 fn the_oracle_sees_wrong_mathematics() {
     let mistakes = [
         ("mask", "geometry.cuh", "min_i32(p + geometry.right + 1, ", "min_i32(p + geometry.right + 2, "),
-        ("rescale", "attend.cuh", "o[m][d][2 * half] *= rescale, o[m][d][2 * half + 1] *= rescale", "(void)o"),
+        ("rescale", "attend.cuh", "o[m][d][i] *= rescale[m][i / 2]", "(void)o, (void)rescale"),
         ("tile", "flash.cu", "tile >= first_tile; tile--", "tile > first_tile; tile--"),
         (
             "column",
@@ -165,6 +197,11 @@ fn the_oracle_sees_wrong_mathematics() {
     let odd = AttentionProblem { head_dim_qk: 37, head_dim_v: 21, ..prefill((70, 150)) };
     let bigbird = Pattern::Bigbird { block: 8, window: 3, global: 2, random: 2, seed: 5 };
     let bigbird = AttentionProblem { pattern: bigbird, ..prefill((90, 300)) };
+    let backward = AttentionProblem { phase: Phase::Backward, heads_q: 4, heads_kv: 2, ..prefill((90, 130)) };
+    let capped = AttentionProblem { softcap: Some(2.0), ..backward.clone() };
+    let narrow = AttentionProblem { dtype_kv: Dtype::E4m3, ..decode() };
+    let mut ragged = AttentionProblem { batch: 3, ..decode() };
+    ragged.seqlen_kv = Lengths::List(vec![900, 0, 70]);
     let strided = Pattern::Strided { stride: 12 };
     let strided = AttentionProblem { pattern: strided, heads_q: 8, heads_kv: 2, ..prefill((300, 300)) };
     let parts = AttentionProblem {
@@ -173,7 +210,44 @@ fn the_oracle_sees_wrong_mathematics() {
         causal_alignment: CausalAlignment::TopLeft,
         ..prefill((40, 2600))
     };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 11] = [
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 20] = [
+        ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
+        ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
+        ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
+        (
+            "skipped",
+            &Flash,
+            &backward,
+            "flash_bwd.cu",
+            "ceil_div(end_query - first_query, ROWS)",
+            "(end_query - first_query) / ROWS",
+        ),
+        (
+            "diagonal",
+            &Flash,
+            &backward,
+            "geometry.cuh",
+            "max_i32(row - geometry.right, 0)",
+            "max_i32(row - geometry.right + 1, 0)",
+        ),
+        ("pairs", &SplitKv, &narrow, "decode.cuh", "half], 0x3120)", "half], 0x3210)"),
+        ("order", &SplitKv, &narrow, "decode.cuh", "word[odd], word[2 + odd]", "word[2 + odd], word[odd]"),
+        (
+            "share",
+            &SplitKv,
+            &general,
+            "partials.cuh",
+            "rounds * (split + 1) / splits * round",
+            "rounds * (split + 1) / splits * round - 1",
+        ),
+        (
+            "merged",
+            &SplitKv,
+            &ragged,
+            "partials.cuh",
+            "split < item.splits; split += SHARES",
+            "split + 1 < item.splits; split += SHARES",
+        ),
         ("kept", &BlockSparse, &parts, "block_sparse.cu", "take, x * keep)", "take, x)"),
         ("taken", &BlockSparse, &parts, "block_sparse.cu", "load(sums.sum, slot) * take", "load(sums.sum, slot)"),
         ("packed_heads", &BlockSparse, &strided, "block_sparse.cu", "= packed * geometry", "= (packed & 0) * geometry"),
@@ -186,7 +260,7 @@ fn the_oracle_sees_wrong_mathematics() {
             "if (!(own >> (n * 8) & 1))",
         ),
         ("slope", &SplitKv, &general, "geometry.cuh", "-8.0f * (head + 1)", "-8.0f * head"),
-        ("sinks", &SplitKv, &general, "decode.cuh", "partials.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
+        ("sinks", &SplitKv, &general, "decode.cuh", "item.splits == 1 ? sinks : Global<const f32>{}", "sinks"),
         (
             "packed",
             &SplitKv,
@@ -200,8 +274,8 @@ fn the_oracle_sees_wrong_mathematics() {
             &Flash,
             &odd,
             "attend.cuh",
-            "exists && int(index * 8 + e) < dim)",
-            "exists && int(index * 8 + e) + 1 < dim)",
+            "exists && int(index * CHUNK + e) < dim)",
+            "exists && int(index * CHUNK + e) + 1 < dim)",
         ),
         ("odd_store", &Flash, &odd, "geometry.cuh", "if (column + e < dim) store", "if (column + 8 <= dim) store"),
         ("drawn", &Naive, &bigbird, "naive.cu", "(i64(head) * drawn.rows + row)", "(0 * i64(head) + row)"),

@@ -1,13 +1,13 @@
 //! Compiles `.cu` files for the CPU and executes plans in the host shim.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
-use attn_kernels::cuda::{Argument, CudaPlan, HEADERS, Header, Launch, Module};
+use attn_kernels::cuda::{Argument, CudaPlan, HEADERS, Header, Launch, Module, TensorMap};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName, TensorSet};
 use libloading::Library;
 
@@ -45,9 +45,21 @@ type LaunchFunction = unsafe extern "C" fn(
 
 type LeaveOutFunction = unsafe extern "C" fn(*const c_char, i32);
 
+type ReverseFunction = unsafe extern "C" fn(bool);
+
 thread_local! {
     /// The barrier that launches of this thread leave out: a file and a line.
     static LEFT_OUT: RefCell<(CString, i32)> = RefCell::default();
+    /// Whether launches of this thread run their last block first.
+    static IS_REVERSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does something with blocks in the opposite order.
+pub(crate) fn with_blocks_reversed<T>(work: impl FnOnce() -> T) -> T {
+    IS_REVERSED.set(true);
+    let done = work();
+    IS_REVERSED.set(false);
+    done
 }
 
 /// Does something without the barrier or wait of a place in the sources.
@@ -225,6 +237,8 @@ pub(crate) fn launch(
     let left_out = LEFT_OUT.take();
     // SAFETY: the type is that of shim.h, and the name outlives the launch.
     unsafe { compiled.get::<LeaveOutFunction>(b"shim_leave_out")(left_out.0.as_ptr(), left_out.1) };
+    // SAFETY: the type is that of shim.h.
+    unsafe { compiled.get::<ReverseFunction>(b"shim_reverse_blocks")(IS_REVERSED.get()) };
     // SAFETY: as many arguments of the right sizes as the kernel has parameters; the allocations outlive the call.
     let is_done = unsafe {
         let symbol = compiled.library.get::<LaunchFunction>(b"shim_launch").expect("the shim exports it");
@@ -250,6 +264,28 @@ pub(crate) fn launch(
     Err(text.into_owned())
 }
 
+/// A tensor map as the driver would make it, as words; or why it would refuse to.
+pub(crate) fn encode(compiled: &Compiled, base: *mut u8, map: &TensorMap) -> Result<Vec<u64>, String> {
+    type Encode =
+        unsafe extern "C" fn(*mut u64, *mut c_void, u32, u32, *const u32, *const u64, *const u32, u32) -> *const c_char;
+    let mut words = vec![0u64; 16];
+    let TensorMap { element_bytes, sizes, strides_bytes, tile, swizzle_bytes, .. } = map;
+    assert!(sizes.len() == tile.len() && sizes.len() == strides_bytes.len() + 1, "{map:?}");
+    let rank = sizes.len() as u32;
+    let swizzle = [0, 32, 64, 128].iter().position(|known| known == swizzle_bytes).expect("a swizzle") as u32;
+    let (sizes, strides, tile) = (sizes.as_ptr(), strides_bytes.as_ptr(), tile.as_ptr());
+    // SAFETY: the type is that of tiles.h, and every array has `rank` elements, the strides one less.
+    let refusal = unsafe {
+        let encode = compiled.get::<Encode>(b"shim_tensor_map");
+        encode(words.as_mut_ptr(), base.cast(), rank, *element_bytes, sizes, strides, tile, swizzle)
+    };
+    if refusal.is_null() {
+        return Ok(words);
+    }
+    // SAFETY: the shim returns a static string.
+    Err(unsafe { CStr::from_ptr(refusal) }.to_string_lossy().into_owned())
+}
+
 /// Executes a plan as a GPU back end would, with the sources of this folder.
 pub(crate) fn run(folder: &Path, plan: &CudaPlan, inputs: &TensorSet, outputs: &mut TensorSet) -> Result<(), String> {
     let mut memory = Memory::default();
@@ -271,24 +307,37 @@ pub(crate) fn run(folder: &Path, plan: &CudaPlan, inputs: &TensorSet, outputs: &
     let tables: Vec<*mut u8> =
         plan.tables.iter().enumerate().map(|(number, bytes)| memory.table(&format!("table {number}"), bytes)).collect();
     let pointer = |address: *mut u8| ("P".to_string(), vec![address as u64]);
+    let tensor = |name: &TensorName| *tensors.get(name).unwrap_or_else(|| panic!("no tensor {name:?}"));
     for Launch { module, entry, grid, block, shared_bytes, arguments } in &plan.launches {
-        let arguments: Vec<(String, Vec<u64>)> = arguments
-            .iter()
-            .map(|argument| match argument {
-                Argument::Tensor(name) => pointer(*tensors.get(name).unwrap_or_else(|| panic!("no tensor {name:?}"))),
-                Argument::OptionalTensor(name) => pointer(tensors.get(name).copied().unwrap_or(std::ptr::null_mut())),
-                Argument::Workspace(number) => pointer(workspaces[*number]),
-                Argument::Table(number) => pointer(tables[*number]),
-                Argument::Null => pointer(std::ptr::null_mut()),
-                Argument::U32(x) => value("U", &x.to_le_bytes()),
-                Argument::I32(x) => value("I", &x.to_le_bytes()),
-                Argument::F32(x) => value("F", &x.to_le_bytes()),
-                Argument::U64(x) => value("L", &x.to_le_bytes()),
-                Argument::Bytes(bytes) => value(&format!("S{}", bytes.len()), bytes),
-            })
-            .collect();
         let slot = compile_module(folder, &plan.modules[*module]);
         let compiled = slot.get().expect("compiled");
+        // A grid without blocks is nothing to do, as for the back end.
+        if grid.contains(&0) {
+            continue;
+        }
+        let arguments: Vec<(String, Vec<u64>)> = arguments
+            .iter()
+            .map(|argument| {
+                Ok(match argument {
+                    Argument::Tensor(name) => pointer(tensor(name)),
+                    Argument::OptionalTensor(name) => {
+                        pointer(tensors.get(name).copied().unwrap_or(std::ptr::null_mut()))
+                    }
+                    Argument::Workspace(number) => pointer(workspaces[*number]),
+                    Argument::Table(number) => pointer(tables[*number]),
+                    Argument::Null => pointer(std::ptr::null_mut()),
+                    Argument::U32(x) => value("U", &x.to_le_bytes()),
+                    Argument::I32(x) => value("I", &x.to_le_bytes()),
+                    Argument::F32(x) => value("F", &x.to_le_bytes()),
+                    Argument::U64(x) => value("L", &x.to_le_bytes()),
+                    Argument::Bytes(bytes) => value(&format!("S{}", bytes.len()), bytes),
+                    Argument::TensorMap(map) => (
+                        "S128".to_string(),
+                        encode(compiled, tensor(&map.tensor), map).map_err(|refusal| format!("{entry}: {refusal}"))?,
+                    ),
+                })
+            })
+            .collect::<Result<_, String>>()?;
         launch(compiled, entry, *grid, *block, *shared_bytes, &arguments, &memory)?;
     }
     Ok(())

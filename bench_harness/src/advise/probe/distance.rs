@@ -8,7 +8,6 @@ use super::lab::{self, SEED};
 use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
-use crate::kv::shape::softmax_layers;
 use crate::suite::presets::LayerGroup;
 
 /// Tokens: more than the windows of hybrids, so that something is hidden.
@@ -52,7 +51,7 @@ pub fn distance(group: &LayerGroup) -> f64 {
     if (is_softmax && group.pattern == Pattern::Full) || matches!(group.mechanism, Mechanism::Mla { .. }) {
         return 0.0;
     }
-    let full = lab::problem(&softmax_layers(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
+    let full = lab::problem(&LayerGroup::dense(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
     let own = lab::problem(group, 1, LENGTH, LENGTH, DIM);
     let spec = InputSpec::new(&full, SEED);
     let generator = Generator::new(&full, &spec, 0);

@@ -1,5 +1,6 @@
 //! What storing a cache in eight bits changes in the output.
 
+use attn_kernels::e4m3::e4m3;
 use attn_kernels::input::{Generator, InputSpec};
 use attn_kernels::tensor::TensorName;
 
@@ -7,7 +8,7 @@ use super::lab::{self, SEED};
 use super::{Limit, Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
-use crate::kv::shape::softmax_layers;
+use crate::suite::presets::LayerGroup;
 
 const LENGTH: usize = 2048;
 const ROWS: usize = 64;
@@ -42,27 +43,16 @@ impl Probe for Precision {
 
 /// The change of the last rows.
 pub fn change() -> f64 {
-    let problem = lab::problem(&softmax_layers(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
+    let problem = lab::problem(&LayerGroup::dense(1, 1, 1, DIM), 1, LENGTH, LENGTH, DIM);
     let spec = InputSpec::new(&problem, SEED);
     let generator = Generator::new(&problem, &spec, 0);
     let exact = |name: TensorName, head: usize, token: usize, out: &mut [f32]| generator.row(name, 0, head, token, out);
     let rounded = |name: TensorName, head: usize, token: usize, out: &mut [f32]| {
         generator.row(name, 0, head, token, out);
         if name != TensorName::Q {
-            out.iter_mut().for_each(|x| *x = to_e4m3(*x));
+            out.iter_mut().for_each(|x| *x = e4m3::from_f32(*x).to_f32());
         }
     };
     let asked: Vec<_> = (LENGTH - ROWS..LENGTH).map(|token| (0, 0, token)).collect();
     lab::relative_l2(&lab::rows(&problem, rounded, &asked), &lab::rows(&problem, exact, &asked))
-}
-
-/// The nearest number of e4m3 (OCP 8-bit floating point, revision 1.0): 3 bits of mantissa, exponents -6 to 8, at most 448.
-pub fn to_e4m3(x: f32) -> f32 {
-    const MOST: f32 = 448.0;
-    if x == 0.0 || !x.is_finite() {
-        return x;
-    }
-    let exponent = x.abs().log2().floor().max(-6.0);
-    let step = (exponent - 3.0).exp2();
-    ((x / step).round_ties_even() * step).clamp(-MOST, MOST)
 }

@@ -11,8 +11,8 @@ use super::lab::{self, SEED};
 use super::{Notebook, Probe, ProbeFinding};
 use crate::advise::design::Design;
 use crate::advise::scenario::Scenario;
-use crate::kv::shape::softmax_layers;
 use crate::kv::variants::windowed;
+use crate::suite::presets::LayerGroup;
 
 /// The probe.
 pub struct Relay;
@@ -60,7 +60,7 @@ pub fn relayed(layers: usize, window: usize, distance: usize) -> f64 {
     /// Score of the token that a layer copies.
     const LOGIT: f64 = 40.0;
     let length = distance + 1;
-    let group = windowed(softmax_layers(1, 1, 1, DIM), window);
+    let group = windowed(LayerGroup::dense(1, 1, 1, DIM), window);
     let problem = lab::problem(&group, 1, length, length, DIM);
     let sent = lab::noise_f64(SEED, 1, DIM);
     let mut values: Vec<Vec<f64>> = (0..length)

@@ -8,6 +8,7 @@ use super::compile::Compiler;
 use super::context::{Buffer, Context};
 use super::driver::Fault;
 use super::module::{Function, LoadedModule};
+use super::tensor_map;
 use crate::clock::elapsed_ns;
 use crate::record::launch::LaunchReport;
 
@@ -93,23 +94,23 @@ impl LoadedPlan {
     /// Launches everything, in order; `address_of` knows the tensors of the call.
     pub fn enqueue(&self, context: &Context, address_of: &dyn Fn(TensorName) -> Option<u64>) -> Result<(), Fault> {
         for (function, launch) in &self.launches {
-            let mut arguments: Vec<Vec<u64>> =
-                launch.arguments.iter().map(|argument| self.words(argument, address_of)).collect();
             // A grid without blocks is nothing to do: an empty batch, no key.
             if launch.grid.contains(&0) {
                 continue;
             }
+            let words: Result<Vec<Vec<u64>>, Fault> =
+                launch.arguments.iter().map(|argument| self.words(argument, address_of)).collect();
+            let mut arguments = words?;
             function.launch(context, launch.grid, launch.block, launch.shared_bytes, &mut arguments)?;
         }
         Ok(())
     }
 
     /// A parameter's bytes in whole words.
-    fn words(&self, argument: &Argument, address_of: &dyn Fn(TensorName) -> Option<u64>) -> Vec<u64> {
-        match argument {
-            Argument::Tensor(name) => {
-                vec![address_of(*name).unwrap_or_else(|| panic!("the problem has a tensor {name:?}"))]
-            }
+    fn words(&self, argument: &Argument, address_of: &dyn Fn(TensorName) -> Option<u64>) -> Result<Vec<u64>, Fault> {
+        let tensor = |name| address_of(name).unwrap_or_else(|| panic!("the problem has a tensor {name:?}"));
+        Ok(match argument {
+            Argument::Tensor(name) => vec![tensor(*name)],
             Argument::OptionalTensor(name) => vec![address_of(*name).unwrap_or(0)],
             Argument::Workspace(number) => vec![self.workspaces[*number].address()],
             Argument::Table(number) => vec![self.tables[*number].address()],
@@ -122,7 +123,8 @@ impl LoadedPlan {
                 .chunks(8)
                 .map(|chunk| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)))
                 .collect(),
-        }
+            Argument::TensorMap(map) => tensor_map::encode(map, tensor(map.tensor))?,
+        })
     }
 }
 

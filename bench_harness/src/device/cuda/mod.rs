@@ -17,6 +17,7 @@ pub mod list;
 pub mod module;
 pub mod selection;
 pub mod self_test;
+mod tensor_map;
 pub mod timer;
 
 pub use list::{CudaDevice, NoCuda, devices};

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use attn_kernels::cuda::CudaKernel;
+use attn_kernels::cuda::flash::Flash;
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::reference::SampledRows;
 use attn_kernels::tensor::{Tensor, TensorName, TensorSet};
 
 use super::Session;
-use super::memory::{foresee_memory, poison_of, tensor_buffer};
+use super::memory::{foresee_memory, poison_of, read_names, tensor_buffer};
 use super::slowdown::spin_of;
 use crate::case::Mode;
 use crate::clock::elapsed_ns;
@@ -45,6 +46,8 @@ pub(super) struct CudaCase {
     problem: AttentionProblem,
     spec: InputSpec,
     plan: LoadedPlan,
+    /// Computes O and LSE, which backward reads; its cost is never timed.
+    forward: Option<LoadedPlan>,
     /// Where a set's values are made before they are copied.
     staging: TensorSet,
     slots: Vec<Slot>,
@@ -83,6 +86,7 @@ impl CudaCase {
         let start = Instant::now();
         let spec = prepare.inputs.clone();
         let failed = |fault| session.failed(fault);
+        let forward = load_forward(session, &problem)?;
         let names = input::input_names(&problem);
         let statics = Generator::new(&problem, &spec, 0).static_inputs();
         let mut staging = TensorSet::new();
@@ -93,9 +97,9 @@ impl CudaCase {
         let allocate = |names: &[TensorName]| -> Result<BTreeMap<TensorName, Buffer>, Fault> {
             names.iter().map(|&name| Ok((name, tensor_buffer(context, &problem, name)?))).collect()
         };
-        let mut slots = Vec::new();
+        let (mut slots, read) = (Vec::new(), read_names(&problem));
         for _ in 0..slot_count {
-            slots.push(Slot { set: None, inputs: allocate(&names).map_err(failed)?, checksum: 0 });
+            slots.push(Slot { set: None, inputs: allocate(&read).map_err(failed)?, checksum: 0 });
         }
         let output_names = input::output_names(&problem);
         let outputs = allocate(&output_names).map_err(failed)?;
@@ -113,6 +117,7 @@ impl CudaCase {
             problem,
             spec,
             plan,
+            forward,
             staging,
             slots,
             outputs,
@@ -141,11 +146,17 @@ impl CudaCase {
         if self.slots[index].set == Some(set) {
             return Ok(index);
         }
-        let CudaCase { session, problem, spec, staging, slots, .. } = self;
+        let CudaCase { session, problem, spec, forward, staging, slots, .. } = self;
         Generator::new(problem, spec, set).overwrite(staging, false);
         let slot = &mut slots[index];
         for (name, tensor) in staging.iter() {
             session.context.upload(tensor.bytes(), &slot.inputs[&name]).map_err(|fault| session.failed(fault))?;
+        }
+        if let Some(forward) = forward {
+            let address_of = |name| slot.inputs.get(&name).map(Buffer::address);
+            let context = &session.context;
+            let done = forward.enqueue(context, &address_of).and_then(|()| context.wait());
+            done.map_err(|fault| session.failed(fault))?;
         }
         slot.checksum = checksum(session, &slot.inputs)?;
         slot.set = Some(set);
@@ -217,6 +228,17 @@ impl CudaCase {
         let address_of = |name| inputs.get(&name).or_else(|| outputs.get(&name)).map(Buffer::address);
         self.plan.enqueue(&self.session.context, &address_of)
     }
+}
+
+/// The forward of a backward problem, whose O and LSE are backward's inputs.
+fn load_forward(session: &Session, problem: &AttentionProblem) -> Result<Option<LoadedPlan>, WorkerError> {
+    if problem.phase != Phase::Backward {
+        return Ok(None);
+    }
+    let forward = AttentionProblem { phase: Phase::Prefill, deterministic: false, ..problem.clone() };
+    let plan = Flash.plan(&forward, &session.context.facts())?;
+    let loaded = LoadedPlan::load(&session.context, &Code::Source(&session.compiler), plan);
+    loaded.map(Some).map_err(|error| session.failed_to_load(&error))
 }
 
 fn checksum(session: &Session, tensors: &BTreeMap<TensorName, Buffer>) -> Result<u64, WorkerError> {

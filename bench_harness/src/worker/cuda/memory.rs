@@ -1,7 +1,8 @@
 //! Device memory of a case: what it will take, what it takes, and what it is filled with.
 
+use attn_kernels::e4m3::e4m3;
 use attn_kernels::input;
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::{AttentionProblem, Phase};
 use attn_kernels::tensor::{ElementType, Tensor, TensorName};
 
 use super::Session;
@@ -11,6 +12,13 @@ use crate::worker::protocol::{ErrorKind, Prepare, WorkerError};
 
 /// The share of the free memory that is left alone: allocations are rounded up, and loading code takes some.
 const MARGIN_SHARE: u64 = 64;
+
+/// The tensors that a call reads: those that are generated, and what backward's own forward makes of them.
+pub(super) fn read_names(problem: &AttentionProblem) -> Vec<TensorName> {
+    let computed: &[TensorName] =
+        if problem.phase == Phase::Backward { &[TensorName::O, TensorName::Lse] } else { &[] };
+    [&input::input_names(problem), computed].concat()
+}
 
 /// Input buffers that fit, or why not even one does: out of memory is foreseen and not met, since nothing is certain of a
 /// device after it.
@@ -29,7 +37,7 @@ pub(super) fn foresee_memory(
         };
         names.into_iter().map(bytes).fold(0, u64::saturating_add)
     };
-    let inputs_bytes = bytes_of(input::input_names(problem));
+    let inputs_bytes = bytes_of(read_names(problem));
     let outputs_bytes = bytes_of(input::output_names(problem));
     let host_bytes = inputs_bytes.saturating_add(outputs_bytes);
     if host_bytes > prepare.available_bytes {
@@ -69,6 +77,7 @@ pub(super) fn poison_of(element: ElementType) -> Pattern {
         ElementType::F32 => Pattern::Word(f32::NAN.to_bits()),
         ElementType::F16 => Pattern::Half(half::f16::NAN.to_bits()),
         ElementType::Bf16 => Pattern::Half(half::bf16::NAN.to_bits()),
+        ElementType::E4m3 => Pattern::Byte(e4m3::NAN.to_bits()),
         ElementType::I32 => Pattern::Word(0x8000_0000),
         ElementType::Bool => Pattern::Byte(1),
     }

@@ -131,8 +131,9 @@ impl Provider for CudaProvider {
 
     fn supports(&self, case: &CaseRequest) -> Result<(), WorkerError> {
         case.problem.validate().map_err(|error| WorkerError::invalid(error.to_string()))?;
-        if case.problem.phase == Phase::Backward {
-            let message = "phase backward: provider `cuda` computes forward phases only";
+        let is_user = self.user.as_ref().is_some_and(|user| user.name() == case.kernel);
+        if is_user && case.problem.phase == Phase::Backward {
+            let message = "phase backward: a kernel of one's own computes forward phases only";
             return Err(WorkerError::new(ErrorKind::Unsupported, message));
         }
         Ok(self.kernel(&case.kernel)?.supports(&case.problem)?)

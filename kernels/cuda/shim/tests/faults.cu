@@ -88,6 +88,26 @@ KERNEL(THREADS, 1) write_to_an_input(Global<const f32> from, Global<f32>) {
 }
 ENTRY(write_to_an_input)
 
+// Every thread adds to the same sums.
+KERNEL(THREADS, 1) sums_sound(Global<const f32> from, Global<f32> to) {
+    const u32 thread = thread_index();
+    if (thread < 8) store(to, thread, 0.0f);
+    sync_threads();
+    const f32 x = load(from, thread), four[4] = {x, 1.0f, 2.0f, 3.0f};
+    reduce_add(to, 0, x);
+    reduce_add_4(to, 4, four);
+}
+ENTRY(sums_sound)
+
+KERNEL(THREADS, 1) misaligned_sums(Global<const f32>, Global<f32> to) {
+    const f32 four[4] = {};
+    reduce_add_4(to, 2, four);
+}
+ENTRY(misaligned_sums)
+
+KERNEL(THREADS, 1) sum_outside(Global<const f32>, Global<f32> to) { reduce_add(to, 128, 1.0f); }
+ENTRY(sum_outside)
+
 KERNEL(THREADS, 1) misaligned_vector(Global<const f32> from, Global<f32> to) {
     store(to, 0, bits_to_f32(load_vec4(from, 2).word[0]));
 }

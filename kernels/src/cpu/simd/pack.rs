@@ -51,6 +51,10 @@ macro_rules! with_elements {
                 let $data = $tensor.as_slice::<half::bf16>();
                 $body
             }
+            $crate::tensor::ElementType::E4m3 => {
+                let $data = $tensor.as_slice::<$crate::e4m3::e4m3>();
+                $body
+            }
             other => unreachable!("{other:?} is no floating-point element"),
         }
     };

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::e4m3::e4m3;
 use crate::tensor::Float;
 
 #[cfg(target_arch = "x86_64")]
@@ -139,6 +140,19 @@ impl Stored for bf16 {
     unsafe fn load<S: Simd>(from: *const bf16) -> S::V {
         // SAFETY: as the caller promises.
         unsafe { S::load_bf16(from) }
+    }
+}
+
+impl Stored for e4m3 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const e4m3) -> S::V {
+        let mut lanes = [0f32; MAX_LANES];
+        for (lane, out) in lanes.iter_mut().enumerate().take(S::LANES) {
+            // SAFETY: as the caller promises.
+            *out = unsafe { *from.add(lane) }.to_f32();
+        }
+        // SAFETY: MAX_LANES >= LANES.
+        unsafe { S::load(lanes.as_ptr()) }
     }
 }
 

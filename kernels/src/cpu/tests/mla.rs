@@ -82,6 +82,8 @@ fn decode_of_ragged_batches_and_many_rows() {
     }
     problem.seqlen_q = Lengths::List(vec![100, 3, 2, 1]);
     problem.softcap = Some(3.0);
-    problem.dtype_kv = Dtype::F16;
-    check(|isa| Mla { isa }, &problem, true);
+    for dtype_kv in [Dtype::F16, Dtype::E4m3] {
+        problem.dtype_kv = dtype_kv;
+        check(|isa| Mla { isa }, &problem, true);
+    }
 }

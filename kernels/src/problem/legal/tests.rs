@@ -200,6 +200,13 @@ fn what_is_wrong_is_named() {
         p.mechanism = Mechanism::LINEAR;
         p.dtype_kv = Dtype::Bf16;
     });
+    case("e4m3 is a dtype of keys and values only: queries have f32, f16, bf16; write for example `bf16+e4m3`", |p| {
+        (p.dtype, p.dtype_kv) = (Dtype::E4m3, Dtype::E4m3);
+    });
+    case("softmax backward has no KV cache, so no KV dtype of its own", |p| {
+        p.phase = Phase::Backward;
+        p.dtype_kv = Dtype::E4m3;
+    });
     case("the page size is 0", |p| p.kv_layout = KvLayout::Paged { page_size: 0 });
     case("more than a page id of 32 bits can name", |p| {
         p.batch = 65536;

@@ -211,6 +211,21 @@ const attnbench = (() => {
     });
   }
 
+  // Buttons of which one is pressed: { name, title, why }, where `why` says why an option cannot be. The page's address
+  // remembers the one, which `pick` is told.
+  function segments(label, options, pressed, pick) {
+    const node = el("span", { class: "segments", role: "group", "aria-label": label }, options.map((one) => {
+      const button = el("button", { type: "button", "aria-pressed": String(one === pressed), disabled: Boolean(one.why), title: one.why ?? null }, one.title);
+      button.addEventListener("click", () => {
+        for (const other of node.children) other.setAttribute("aria-pressed", String(other === button));
+        state.set({ show: one === options[0] ? null : one.name });
+        pick(one);
+      });
+      return button;
+    }));
+    return node;
+  }
+
   // What several pages derive from the data.
   function prepare(data) {
     const at = Object.fromEntries(data.metrics.map((metric, place) => [metric.name, place]));
@@ -258,5 +273,5 @@ const attnbench = (() => {
 
   const pairs = (rows) => el("table", { class: "pairs" }, el("tbody", {}, rows.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value)))));
 
-  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, start, colour, onTheme: (redraw, place) => themed.push({ redraw, place }), isPrinting: () => printing, kernelOf, keyOf, title, command, pairs, isNumber, extent };
+  return { load, fetchData, el, format, tone, tag, caseId, caseLink, state, segments, start, colour, onTheme: (redraw, place) => themed.push({ redraw, place }), isPrinting: () => printing, kernelOf, keyOf, title, command, pairs, isNumber, extent };
 })();

@@ -2,7 +2,7 @@
 "use strict";
 
 attnbench.start((main, data) => {
-  const { el, format, filter, plot, state, kernelOf, isNumber, title } = attnbench;
+  const { el, format, filter, plot, state, segments, kernelOf, isNumber, title } = attnbench;
   const page = document.body.dataset.page;
   const metric = (name) => (entry) => data.interval(entry, name);
   const scaled = (interval, factor) => interval?.map((value, at) => (at < 3 ? value * factor : value));
@@ -42,16 +42,10 @@ attnbench.start((main, data) => {
     return;
   }
   let quantity = there.find(({ name }) => name === state.get("show")) ?? there[0];
-  const segments = el("span", { class: "segments", role: "group", "aria-label": "Quantity" }, there.map((one) => {
-    const button = el("button", { type: "button", "aria-pressed": String(one === quantity) }, one.title);
-    button.addEventListener("click", () => {
-      quantity = one;
-      for (const other of segments.children) other.setAttribute("aria-pressed", String(other === button));
-      state.set({ show: one === there[0] ? null : one.name });
-      bar.update();
-    });
-    return button;
-  }));
+  const choice = segments("Quantity", there, quantity, (one) => {
+    quantity = one;
+    bar.update();
+  });
 
   const kernels = plot.legend(data, () => shown);
   const place = el("div");
@@ -62,7 +56,7 @@ attnbench.start((main, data) => {
     kernels.fill();
     draw(entries.length - shown.length);
   });
-  main.append(there.length > 1 ? el("p", { class: "segments-line" }, segments) : "", bar.controls, kernels.list, place);
+  main.append(there.length > 1 ? el("p", { class: "segments-line" }, choice) : "", bar.controls, kernels.list, place);
   bar.update();
 
   // Cases that differ in kernel and length alone share a panel.

@@ -2,7 +2,7 @@
 "use strict";
 
 attnbench.start((main, data) => {
-  const { el, format, table, plot, state, title, caseId, isNumber } = attnbench;
+  const { el, format, table, plot, state, segments, title, caseId, isNumber } = attnbench;
   const { devices, cases, families, missing } = data.devices;
   const VIEWS = [
     { name: "speed", title: "time", lede: "Times of a call, and speed beside the first device.", mean: (relative) => relative.speed, of: (value) => value.latency_ns_median, show: format.ns },
@@ -15,20 +15,16 @@ attnbench.start((main, data) => {
   const has = (view) => cases.some((entry) => entry.values.some((value) => view.of(value)));
   let view = VIEWS.find((one) => one.name === state.get("show") && has(one)) ?? VIEWS[0];
   const lede = el("p", { class: "note" });
-  const segments = el("p", {}, el("span", { class: "segments", role: "group", "aria-label": "Measure" }, VIEWS.map((one) => {
-    const why = one.name === "watt" ? "No device told its energy: attnbench run --energy" : "No price was given: --price DEVICE=USD";
-    const button = el("button", { type: "button", "aria-pressed": String(one === view), disabled: !has(one), title: has(one) ? null : why }, one.title);
-    button.addEventListener("click", () => {
-      view = one;
-      for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button));
-      state.set({ show: one === VIEWS[0] ? null : one.name });
-      draw();
-    });
-    return button;
-  })));
+  for (const one of VIEWS.filter((one) => !has(one))) {
+    one.why = one.name === "watt" ? "No device told its energy: attnbench run --energy" : "No price was given: --price DEVICE=USD";
+  }
+  const choice = segments("Measure", VIEWS, view, (one) => {
+    view = one;
+    draw();
+  });
   const bars = el("div");
   const tables = el("div");
-  main.append(segments, lede, el("h2", {}, `Geometric means beside ${devices[0].slug}`), bars, tables);
+  main.append(el("p", {}, choice), lede, el("h2", {}, `Geometric means beside ${devices[0].slug}`), bars, tables);
   let drawn = null;
   draw();
   if (missing.length) {

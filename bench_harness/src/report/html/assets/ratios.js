@@ -2,7 +2,7 @@
 "use strict";
 
 attnbench.start((main, data) => {
-  const { el, format, filter, plot, state, kernelOf, isNumber, title, colour } = attnbench;
+  const { el, format, filter, plot, state, segments, kernelOf, isNumber, title, colour } = attnbench;
   const MOST_ROWS = 60;
   const latency = (entry) => data.value(entry, "latency_ns_median");
   const LETTERS = ["", "", "", "", "b", "h", "q", "k", "d", ""];
@@ -26,16 +26,10 @@ attnbench.start((main, data) => {
     return;
   }
   let mode = MODES.find(({ name }) => name === state.get("show")) ?? MODES[0];
-  const segments = el("span", { class: "segments", role: "group", "aria-label": "Ratio" }, MODES.map((one) => {
-    const button = el("button", { type: "button", "aria-pressed": String(one === mode) }, one.title);
-    button.addEventListener("click", () => {
-      mode = one;
-      for (const other of segments.children) other.setAttribute("aria-pressed", String(other === button));
-      state.set({ show: one === MODES[0] ? null : one.name });
-      bar.update();
-    });
-    return button;
-  }));
+  const choice = segments("Ratio", MODES, mode, (one) => {
+    mode = one;
+    bar.update();
+  });
   const place = el("div");
   const under = el("p", { class: "note" });
   const more = el("button", { type: "button", hidden: true });
@@ -46,7 +40,7 @@ attnbench.start((main, data) => {
     shown = entries.filter((entry) => isNumber(mode.of(entry)));
     draw();
   });
-  main.append(MODES.length > 1 ? el("p", { class: "segments-line" }, segments) : el("p", {}, `Times ${mode.title}.`), bar.controls, place, more, under);
+  main.append(MODES.length > 1 ? el("p", { class: "segments-line" }, choice) : el("p", {}, `Times ${mode.title}.`), bar.controls, place, more, under);
   bar.update();
 
   function draw() {

@@ -1,0 +1,158 @@
+//! The backward of `flash`: lengths, masks, head dimensions, layouts, magnitudes, and equal bits where they are asked for.
+
+use attn_kernels::cuda::CudaKernel;
+use attn_kernels::cuda::flash::Flash;
+use attn_kernels::input;
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::tensor::{TensorName, TensorSet};
+
+use super::{check, prepared, shim};
+
+fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
+    AttentionProblem::softmax(Phase::Backward, dtype, 1, heads, lengths, dim)
+}
+
+#[test]
+fn irregular_lengths() {
+    for (index, lengths) in LENGTHS.into_iter().enumerate() {
+        for causal in [false, true] {
+            let dtype = [Dtype::Bf16, Dtype::F16][index % 2];
+            let mut problem = problem(dtype, [(1, 1), (2, 1)][index / 2 % 2], lengths, 64);
+            problem.causal = causal;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index / 3 % 2];
+            problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            problem.deterministic = causal == (index % 2 == 0);
+            check(&Flash, &problem);
+        }
+    }
+}
+
+/// FlashAttention's own list as far as it is quick, and the smallest lengths.
+const LENGTHS: [(usize, usize); 14] = [
+    (1, 1),
+    (1, 33),
+    (64, 128),
+    (128, 192),
+    (239, 1),
+    (300, 3),
+    (113, 203),
+    (113, 128),
+    (128, 217),
+    (113, 211),
+    (108, 256),
+    (256, 100),
+    (129, 127),
+    (257, 258),
+];
+
+/// Both ways to sum dQ.
+fn check_both(problem: &AttentionProblem) {
+    check(&Flash, problem);
+    check(&Flash, &AttentionProblem { deterministic: true, ..problem.clone() });
+}
+
+#[test]
+fn windows() {
+    for (index, (left, right)) in
+        [(0, 0), (15, 0), (64, 64), (100, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
+    {
+        for (len_q, len_kv) in [(150, 150), (70, 300), (200, 65)] {
+            let mut problem = problem(Dtype::Bf16, (1, 1), (len_q, len_kv), 64);
+            problem.pattern = Pattern::Window { left, right };
+            problem.causal = index % 3 == 1;
+            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
+            check_both(&problem);
+        }
+    }
+}
+
+/// Every compiled width that is not used elsewhere, and widths that fill one in part; odd ones take the general variant.
+#[test]
+fn head_dimensions() {
+    let dims = [
+        (96, 96),
+        (40, 72),
+        (128, 128),
+        (104, 128),
+        (192, 128),
+        (192, 192),
+        (256, 256),
+        (200, 24),
+        (1, 1),
+        (7, 20),
+        (65, 33),
+    ];
+    for (dim_qk, dim_v) in dims {
+        let dtype = if dim_v == 128 { Dtype::F16 } else { Dtype::Bf16 };
+        let mut problem = problem(dtype, (2, 1), (70, 150), dim_qk);
+        problem.head_dim_v = dim_v;
+        problem.causal = true;
+        problem.softcap = (dim_qk == 7).then_some(5.0);
+        check_both(&problem);
+    }
+}
+
+#[test]
+fn shared_heads_ragged_batches_and_softcap() {
+    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
+        for layout in [Layout::Bshd, Layout::Thd] {
+            let mut problem = problem(Dtype::Bf16, heads, (0, 0), [64, 128, 96][index]);
+            problem.batch = 4;
+            problem.layout = layout;
+            problem.causal = index != 1;
+            problem.softcap = (index != 0).then_some(3.0);
+            problem.scale = (index == 1).then_some(-0.25);
+            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
+            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
+            problem.deterministic = layout == Layout::Thd;
+            check(&Flash, &problem);
+        }
+    }
+}
+
+/// A sequence without keys, and queries of which most see nothing.
+#[test]
+fn nothing_is_seen() {
+    let mut problem = problem(Dtype::F16, (2, 1), (200, 1), 128);
+    problem.causal = true;
+    check_both(&problem);
+    problem.batch = 2;
+    problem.seqlen_q = Lengths::List(vec![3, 65]);
+    problem.seqlen_kv = Lengths::List(vec![0, 7]);
+    check_both(&problem);
+}
+
+/// Rows whose weight is nearly all on one key, and log-sum-exps of which 2^x would overflow.
+#[test]
+fn large_scores() {
+    for (scale, softcap) in [(1.0, None), (-1.0, None), (1.0, Some(50.0)), (100.0, None)] {
+        let mut problem = problem(Dtype::Bf16, (1, 1), (100, 140), 64);
+        (problem.scale, problem.softcap) = (Some(scale), softcap);
+        check_both(&problem);
+    }
+}
+
+/// The gradients of a problem, with blocks in one order or the other.
+fn gradients(problem: &AttentionProblem, is_reversed: bool) -> TensorSet {
+    let plan = Flash.plan(problem, &super::DEVICE).expect("flash supports it");
+    let inputs = prepared(problem);
+    let mut outputs = input::outputs(problem);
+    let mut run = || shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs);
+    let done = if is_reversed { shim::with_blocks_reversed(run) } else { run() };
+    done.expect("sound");
+    outputs
+}
+
+/// Whatever order blocks run in, deterministic gradients have the same bits. Without it dQ has not: the test would notice.
+#[test]
+fn deterministic_gradients_do_not_depend_on_the_order_of_blocks() {
+    for (deterministic, dim) in [(false, 64), (true, 64), (true, 128)] {
+        let mut problem = problem(Dtype::F16, (4, 2), (150, 700), dim);
+        problem.deterministic = deterministic;
+        let [forward, backward] = [false, true].map(|is_reversed| gradients(&problem, is_reversed));
+        for name in [TensorName::DQ, TensorName::DK, TensorName::DV] {
+            let is_equal = forward.get(name).bytes() == backward.get(name).bytes();
+            assert_eq!(is_equal, deterministic || name != TensorName::DQ, "{name:?} of {problem:?}");
+        }
+    }
+}
