@@ -7,6 +7,7 @@ use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
 use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::cuda::linear::Linear;
+use attn_kernels::cuda::linformer::Linformer;
 use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
@@ -179,13 +180,27 @@ fn no_barrier_of_linear_can_go() {
     let plain = [
         linear(Phase::Prefill, true, Dtype::F32),
         linear(Phase::Prefill, false, Dtype::F32),
-        linear(Phase::Decode, true, Dtype::F32),
+        AttentionProblem { head_dim_v: 33, ..linear(Phase::Decode, true, Dtype::F32) },
     ];
     every_barrier_is_needed(&Linear, &plain, &["linear.cu"]);
+    every_barrier_is_needed(&Linear, &[linear(Phase::Decode, true, Dtype::Bf16)], &["linear_decode.cu"]);
     let mut segments = linear(Phase::Prefill, true, Dtype::F16);
     (segments.seqlen_q, segments.seqlen_kv) = (Lengths::Same(450), Lengths::Same(450));
     let chunks = [segments, linear(Phase::Prefill, false, Dtype::Bf16)];
     every_barrier_is_needed(&Linear, &chunks, &["linear_chunks.cu"]);
+}
+
+#[test]
+fn no_barrier_of_linformer_can_go() {
+    let linformer = AttentionProblem {
+        mechanism: Mechanism::Linformer { rank: 100 },
+        causal: false,
+        heads_q: 8,
+        head_dim_qk: 128,
+        head_dim_v: 128,
+        ..prefill((700, 700))
+    };
+    every_barrier_is_needed(&Linformer, &[linformer], &["linformer.cu", "linformer_attend.cu"]);
 }
 
 #[test]
