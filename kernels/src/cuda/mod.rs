@@ -16,6 +16,7 @@ pub mod linformer;
 pub mod mla;
 pub mod naive;
 pub mod nvrtc;
+pub mod occupancy;
 pub mod paged;
 mod plan;
 pub mod resources;
@@ -23,12 +24,14 @@ pub mod sass;
 mod source;
 pub mod split_kv;
 mod tensor_core;
+pub mod tiles;
 
 use crate::kernel::KernelError;
 use crate::problem::AttentionProblem;
 
 pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module};
 pub use source::{HEADERS, Header, Source};
+use tiles::{TileClass, Tiles};
 
 /// One implementation of attention on NVIDIA GPUs.
 pub trait CudaKernel: Sync {
@@ -43,6 +46,24 @@ pub trait CudaKernel: Sync {
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError>;
     /// Every module that a plan may hold: what is compiled ahead to know registers, spills and shared memory.
     fn modules(&self) -> Vec<Module>;
+    /// How its blocks may be cut; empty where there is no choice.
+    fn candidates(&self) -> &'static [Tiles] {
+        &[]
+    }
+    /// The class of a supported problem, and which of the candidates [`CudaKernel::plan`] takes for it; `None` where there
+    /// is no choice.
+    fn tile_class(&self, _problem: &AttentionProblem) -> Option<TileClass> {
+        None
+    }
+    /// [`CudaKernel::plan`] with one of the candidates. Errors where a block of it does not fit the device, too.
+    fn plan_with(
+        &self,
+        _problem: &AttentionProblem,
+        _device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        Err(tiles::no_choice(self.name(), tiles))
+    }
 }
 
 /// Every CUDA kernel, from the plainest on. A new kernel is one `.cu`, one file and one line here.
@@ -59,7 +80,7 @@ pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
     &mla::Mla,
 ];
 
-/// The kernel of that name.
+/// The kernel of that name, which may be a candidate of [`tiles`].
 pub fn find(name: &str) -> Option<&'static dyn CudaKernel> {
-    CUDA_KERNELS.iter().copied().find(|kernel| kernel.name() == name)
+    CUDA_KERNELS.iter().copied().find(|kernel| kernel.name() == name).or_else(|| tiles::find(name))
 }
