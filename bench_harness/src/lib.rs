@@ -28,6 +28,7 @@ pub mod stats;
 pub mod store;
 pub mod suite;
 pub mod tensor_file;
+pub mod tune;
 pub mod user_kernel;
 pub mod vcs;
 pub mod watch;

@@ -15,7 +15,7 @@ use crate::vcs::{Snapshot, Sources, VcsError};
 pub const POLICY_FILE: &str = "ci/gate.toml";
 
 /// Largest policy and largest suite, in bytes.
-const MAX_RULE_BYTES: usize = 1 << 20;
+pub(crate) const MAX_RULE_BYTES: usize = 1 << 20;
 
 /// By what a change is judged.
 pub struct Rules {
@@ -178,7 +178,11 @@ impl RuleSource<'_> {
 }
 
 /// The path of a suite in the repository.
-fn suite_file(suite: &str) -> Result<String, RulesError> {
+/// The path of a suite from the repository's root.
+///
+/// # Errors
+/// It is neither a name nor such a path.
+pub fn suite_file(suite: &str) -> Result<String, RulesError> {
     if suite.ends_with(".toml") && !suite.starts_with('/') {
         return Ok(suite.trim_start_matches("./").to_owned());
     }

@@ -13,12 +13,13 @@
 // The dimensions of Q are put into the order in which these lie, which changes no sum of products; the columns of O come out
 // in another order and are put back at the end. Weights are multiplied as f16, which holds every e4m3.
 //
-// Floor: bytes of K and V over 4.3 TB/s, 18.6 bytes a clock and multiprocessor. Of what a multiprocessor does with each byte
-// of a cache of 16-bit elements, for ROWS rows of which a warp has 16 M:
-//   matrix products  ROWS FLOPs, of the 130 a byte that mma.m16n8k16 may reach here (expected: 60 % of 990 TFLOP/s): 64 rows take half
-//   exponentials     ROWS / (2 (d_qk + d_v)) of the 0.86 a byte that there is time for: at d128 and 64 rows 15 %
-//   shared memory    1 byte written, and (1 + 1 / (2 M)) ROWS / (16 M) read, of 6.9: at most 3.5 (32 rows a warp, 64 a block)
-// so that memory rules up to 64 rows; with keys of one byte all of these double, and 64 rows need the whole of what there is.
+// Floor: bytes of K and V over 4.3 TB/s, 18.6 bytes a clock and multiprocessor. What a multiprocessor does with each byte of a
+// cache of 16-bit elements, for ROWS rows of which a warp has 16 M, and what it can do in that time:
+//   products       ROWS FLOPs of 110 (mma.m16n8k16, expected at 60 % of the 790 TFLOP/s of wgmma): 58 % for 64 rows
+//   exponentials   ROWS / (2 (d_qk + d_v)) of 0.86: 15 % for 64 rows at d128
+//   shared memory  1 byte written and (1 + M / 2) ROWS / (16 M) read, of 6.9: 72 % for 64 rows with M = 2
+// so that memory rules up to 64 rows. With keys of one byte, products and exponentials a byte double and Q is read twice as
+// often: 16 rows still leave half of everything, 64 rows are ruled by products and shared memory.
 // In flight have to be 4.3 TB/s * 700 ns / 132 = 23 KiB a multiprocessor; the table of `src/cuda/decode.rs` has 64 to 144.
 // Below about 4 MB of cache neither rules but what two launches and one round of reads take.
 //
@@ -33,6 +34,8 @@ using Element = ELEMENT;
 using Stored = ELEMENT_KV::Storage;
 constexpr int STEP = 16, WARPS = 4, THREADS = WARPS * 32;
 constexpr int KEY_WARPS = WARPS / ROW_WARPS, WARP_ROWS = ROWS / ROW_WARPS, M = WARP_ROWS / 16, ROUND = STEP * KEY_WARPS;
+// Weights may grow to 2^SLACK before rows are scaled: far from the largest f16, and sums are f32.
+constexpr int SLACK = 8;
 constexpr bool IS_NARROW = sizeof(Stored) == 1;
 using QTile = Tile<ROWS, DIM_QK>;
 using KTile = Tile<STEP, DIM_QK * sizeof(Stored) / 2>;
@@ -232,7 +235,12 @@ DEVICE void decode_block(Global<const u16> q, Global<const Stored> k, Global<con
                     KeyRange range = keys_of_row(geometry, sequence, (row_base + row) / group);
                     return KeyRange{range.first, min_i32(range.end, end)};
                 });
-            softmax.update(s, out, factor);
+            f32 rescale[M][2];
+            softmax.template weigh<SLACK>(s, rescale, factor);
+            bool is_scaled = false;
+#pragma unroll
+            for (int m = 0; m < M; m++) is_scaled = is_scaled || rescale[m][0] != 1.0f || rescale[m][1] != 1.0f;
+            if (any_lane(is_scaled)) softmax.scale(out, rescale);
             if constexpr (IS_NARROW) accumulate_narrow<ELEMENT_KV>(out, s, value_place(v_tile, 0, lane));
             else accumulate<Element, M, STEP, DIM_V, VTile>(out, s, value_place(v_tile, 0, lane));
         }

@@ -26,8 +26,8 @@ constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
 constexpr int COPY_REGISTERS = MATH == 2 ? 40 : 32, MATH_REGISTERS = MATH == 2 ? 232 : 160;
 // Weights may grow to 2^SLACK before rows are scaled (FlashAttention-4 has the same): far from the largest f16, and sums are f32.
 constexpr int SLACK = 8;
-// Named barriers say whose turn it is to issue; the first is after that of all threads.
-constexpr u32 FIRST_TURN = 1;
+// Named barriers: rows were cleared; whose turn it is to issue.
+constexpr u32 CLEARED = 1, FIRST_TURN = 2;
 using QTile = Tile<ROWS, DIM_QK>;
 using KTile = Tile<KEYS, DIM_QK>;
 using VTile = Tile<KEYS, DIM_V>;
@@ -80,6 +80,13 @@ DEVICE void copy_works(const Storage &storage, const TensorMap &q_map, const Ten
             place.advance();
         }
     }
+}
+
+// Clears the first rows of a tile of values, with all threads that compute.
+DEVICE void clear_rows(VTile tile, i32 count) {
+#pragma unroll 1
+    for (i32 item = i32(thread_index()) - 128; item < count * (DIM_V / 8); item += MATH * 128)
+        store_shared_vec4(tile.chunk(item / (DIM_V / 8), item % (DIM_V / 8)), Vec4{});
 }
 
 // Scores into weights: softcap, mask, softmax of 64 rows of a tile from `row` on, of keys from `key` on.
@@ -169,6 +176,13 @@ flash3(const GRID_CONSTANT TensorMap q_map, const GRID_CONSTANT TensorMap k_map,
             release(storage.q_ring.empty(0));
             q_place.advance();
             mbarrier_wait(storage.v_ring.full(v_place.slot), v_place.parity);
+            // Where tokens are numbered through all sequences, what lies before the keys are another's values: even with a
+            // weight of 0 they would matter if they were not finite.
+            if (is_flat && visit.key(visit.tiles - 1) < 0) {
+                clear_rows(storage.v(v_place.slot), -visit.key(visit.tiles - 1));
+                fence_async_shared();
+                sync_named(CLEARED, MATH * 128);
+            }
             start_values<Element, KEYS, DIM_V>(out[0], weights, storage.v(v_place.slot));
             finish_products<0>(out[0]);
             release(storage.v_ring.empty(v_place.slot));

@@ -1,12 +1,13 @@
-// Linear attention (Katharopoulos et al. 2020, section 3): O = phi(Q) (phi(K)^T V), time linear in the length.
+// Linear attention (Katharopoulos et al. 2020, section 3), plain: for f32 and for head dimensions that `linear_chunks.cu` and
+// `linear_decode.cu` do not have.
 //
 // Prefill is chunked: with S the sum of k v^T over the keys before a chunk, O = Q S + tril(Q K^T) V and then S += K^T V. A block
 // walks along one KV head of one sequence for 32 columns of V and S, which stays in shared memory; without causality a first
 // walk sums all keys. Decode is recurrent: S += k v^T, o = q S for one token after the other.
 //
 // Tiles: 32 positions x 32 columns, 4 warps; a warp owns every fourth row, a lane a column.
-// Limit aimed at: none yet in prefill, which multiplies in f32 and knows no tensor cores; in decode the rate at which the state
-// is read and written.
+// Floor: prefill 4 d_qk d_v FLOPs a position over the rate of f32 multipliers, 67 TFLOP/s; it is loads from shared memory, two of
+// them a multiplication, that it is bound by. Decode: the state, read and written, over 4.3 TB/s.
 //
 // Defines: ELEMENT (Bf16, F16, F32).
 #include "linear.cuh"

@@ -57,6 +57,31 @@ DEVICE void store8(Global<f32> to, i64 index, const f32 (&x)[8]) {
     }
 }
 
+// Writes a warp's 16 rows of partial results, times `factor[half]`, from fragments of a product: two lanes exchange halves, so that
+// each stores 16 bytes. `row[half]` is where the thread's row begins, negative where it does not exist.
+template <int COLUMNS>
+DEVICE void write_partial_rows(Global<f32> to, const f32 (&o)[COLUMNS / 8][4], const f32 (&factor)[2], const i64 (&row)[2],
+                               int dim) {
+    const u32 lane = thread_index() % 32;
+    const bool is_odd = lane & 1;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int block = 0; block < COLUMNS / 8; block += 2) {
+            f32 kept[2], got[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const f32 low = o[block][2 * half + i] * factor[half], high = o[block + 1][2 * half + i] * factor[half];
+                kept[i] = is_odd ? high : low;
+                got[i] = shuffle_xor(is_odd ? low : high, 1);
+            }
+            const Vec4 v = is_odd ? Vec4{{f32_to_bits(got[0]), f32_to_bits(got[1]), f32_to_bits(kept[0]), f32_to_bits(kept[1])}}
+                                  : Vec4{{f32_to_bits(kept[0]), f32_to_bits(kept[1]), f32_to_bits(got[0]), f32_to_bits(got[1])}};
+            const int column = (block + int(is_odd)) * 8 + int(lane % 4 / 2) * 4;
+            if (row[half] >= 0 && column < dim) store_vec4(to, row[half] + column, v);
+        }
+}
+
 // Merges the shares of rows that have several: a warp a row. Grid: TILE_ROWS / 4 times the KV heads, for each item of a table of
 // those tiles, or for each tile of a batch of equal sequences. The lanes that one share's columns leave free take other shares.
 template <class Element, int TILE_ROWS, int COLUMNS>

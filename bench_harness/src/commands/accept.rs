@@ -23,7 +23,7 @@ Examples:
   attnbench accept --case '*/d256' --metric disposition --reason 'dropped' --expires 2027-06-30
   attnbench accept --report results/gate.json --commit 3f2a91c --reason 'deterministic backward'
 
-Metrics: latency_ns_median, extra_peak_bytes, relative_l2, and disposition for cases that are
+Metrics: latency_ns_median, extra_peak_bytes, relative_l2, instructions, and disposition for cases that are
 removed or no longer run. A gate reads the file from the commit that it compares with: an acceptance
 counts once it is merged there, never within the change that needs it.")]
 pub struct Args {

@@ -57,13 +57,13 @@ pub struct Args {
     #[arg(long, value_name = "PATH|URL")]
     store: Option<String>,
     /// Count instructions under valgrind instead of measuring times: for machines whose clocks mean little
-    #[arg(long, conflicts_with_all = ["records", "resume", "out", "store"])]
+    #[arg(long, conflicts_with_all = ["records", "resume"])]
     deterministic: bool,
     /// Compile the CUDA kernels of both builds too, and compare registers, spills, stack and shared memory: needs NVRTC, no GPU
     #[arg(long, value_name = "SM", value_delimiter = ',', requires = "deterministic")]
     gpu_arch: Vec<String>,
     /// Write a report too, in a format of `attnbench report`: --report markdown=comment.md
-    #[arg(long, value_name = "FORMAT=FILE", conflicts_with = "deterministic")]
+    #[arg(long, value_name = "FORMAT=FILE")]
     report: Vec<Target>,
     /// Every inconclusive case makes the gate undecided
     #[arg(long)]

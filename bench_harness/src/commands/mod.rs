@@ -24,6 +24,7 @@ pub mod schema;
 pub mod show;
 pub mod suites;
 pub mod terminal;
+pub mod tune;
 pub mod watch;
 pub mod worker;
 
@@ -65,6 +66,7 @@ pub enum Command {
     Kv(kv::Args),
     Suites(suites::Args),
     Kernels(kernels::Args),
+    Tune(tune::Args),
     Devices(devices::Args),
     Schema(schema::Args),
     Completions(completions::Args),
@@ -99,6 +101,7 @@ impl Command {
             Command::Kv(args) => kv::run(args),
             Command::Suites(args) => suites::run(args),
             Command::Kernels(args) => kernels::run(args),
+            Command::Tune(args) => tune::run(args),
             Command::Devices(args) => devices::run(args),
             Command::Schema(args) => schema::run(args),
             Command::Completions(args) => completions::run(args),

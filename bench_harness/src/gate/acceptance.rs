@@ -21,7 +21,8 @@ pub const MAX_ACCEPTANCES_BYTES: usize = 1 << 20;
 pub const DISPOSITION: &str = "disposition";
 
 /// Metrics that can regress, and so be accepted.
-pub const METRICS: [&str; 4] = ["latency_ns_median", "extra_peak_bytes", "relative_l2", DISPOSITION];
+pub const METRICS: [&str; 5] =
+    ["latency_ns_median", "extra_peak_bytes", "relative_l2", super::deterministic::INSTRUCTIONS, DISPOSITION];
 
 /// The file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -115,7 +115,8 @@ pub fn judge_pairs(results: PairResults<'_>, policy: &Policy, strict: bool) -> G
     report_all(comparison, families, accepted, results.is_complete, policy, strict)
 }
 
-fn removed(key: &CaseKey, policy: &Policy) -> CaseComparison {
+/// A case that head no longer has.
+pub(super) fn removed(key: &CaseKey, policy: &Policy) -> CaseComparison {
     let (verdict, reason) = if policy.accept_removed {
         (Verdict::Unchanged, "removed, as accepted")
     } else {

@@ -32,7 +32,7 @@ pub fn gate_text(report: &GateReport, style: Style) -> String {
     lines.join("\n") + "\n"
 }
 
-pub(super) fn accepted_text(accepted: &Accepted) -> String {
+pub(crate) fn accepted_text(accepted: &Accepted) -> String {
     let Acceptance { case, metric, at_most, reason, by, expires, .. } = &accepted.acceptance;
     let size = at_most.map_or(String::new(), |bound| format!(" up to {}", units::percent(bound)));
     let count = match accepted.cases.len() {

@@ -34,6 +34,7 @@ pub mod self_test;
 pub mod shown;
 pub mod subject;
 pub mod table;
+pub mod tune;
 pub mod units;
 
 pub use formats::{FORMATS, Format, format};

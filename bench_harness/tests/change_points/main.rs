@@ -22,12 +22,13 @@ fn indices(values: &[f64]) -> Vec<usize> {
 fn clean_series_are_clean_in_every_noise() {
     for noise in Noise::ALL {
         let most = match noise {
-            // A random walk has levels that stay, and long excursions are levels: these are stated, not promised.
+            // A random walk has levels that stay: stated, not promised.
             Noise::Walk => 80,
-            Noise::LongExcursions => 35,
+            // A series may end within an excursion, and few of them last longer than any that is recognised.
+            Noise::LongExcursions => 14,
             _ => 10,
         };
-        let alarms = false_alarms(noise, 200);
+        let alarms = false_alarms(noise, 0..200);
         assert!(alarms.count <= most, "{}: {alarms:?}", noise.name());
     }
 }
@@ -43,7 +44,7 @@ fn steps_are_found_where_they_are() {
         (Noise::HeavyTailed, 0.03, 198, 170),
         (Noise::White, 0.01, 136, 155),
     ] {
-        let found = power(noise, size, 200);
+        let found = power(noise, size, 0..200);
         assert!(found.near.count >= least, "{size} in {}: {:?}", noise.name(), found.near);
         assert!(found.extra.count <= 8, "{size} in {}: {:?}", noise.name(), found.extra);
         assert!(found.covered.count >= least_covered, "{size} in {}: {:?}", noise.name(), found.covered);
@@ -113,6 +114,32 @@ fn recent_steps_are_provisional() {
         assert_eq!(changes.len(), 1, "{after}: {changes:?}");
         assert_eq!((changes[0].index, changes[0].provisional), (200 - after, is_provisional));
     }
+}
+
+#[test]
+fn what_went_away_is_no_change_however_it_came_and_went() {
+    let found = |levels: &[(std::ops::Range<usize>, f64)]| {
+        let mut values = Noise::White.series(300, &mut generator(11, 0));
+        for (range, factor) in levels {
+            values[range.clone()].iter_mut().for_each(|value| *value *= factor);
+        }
+        change_points(&values, &Settings::default())
+    };
+    // A plateau, one that comes and goes in two steps each, and one that is over since two values.
+    assert!(found(&[(100..140, 1.05)]).is_empty());
+    assert!(found(&[(100..145, 1.05), (112..130, 1.05)]).is_empty());
+    assert!(found(&[(262..298, 1.05)]).is_empty());
+    // One that lasts longer is two changes, and a second step is none that goes away.
+    assert_eq!(found(&[(100..160, 1.05)]).len(), 2);
+    assert_eq!(found(&[(100..300, 1.05), (140..300, 1.05)]).len(), 2);
+    // What went away before may go away again: provisional, until it lasts twice as long.
+    let again = |length: usize| found(&[(100..112, 1.05), (300 - length..300, 1.05)]);
+    for (length, is_provisional) in [(20, true), (40, false)] {
+        let changes = again(length);
+        assert_eq!(changes.len(), 1, "{length}: {changes:?}");
+        assert_eq!(changes[0].provisional, is_provisional, "{length}: {changes:?}");
+    }
+    assert!(!found(&[(280..300, 1.05)])[0].provisional, "nothing like it went away before");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod gpu_script;
 mod runs;
 mod slowdown;
 mod trouble;
+mod tune;
 mod user_kernels;
 
 use std::path::{Path, PathBuf};

@@ -77,6 +77,28 @@ seqlen = 70
 head_dim = 32
 
 [[matrix]]
+name = "linear-chunks"
+reason = "tensor cores, the state in registers"
+kernels = "linear"
+mechanism = "linear"
+causal = true
+dtype = "bf16"
+heads = "2:2"
+seqlen = 130
+head_dim = 64
+
+[[matrix]]
+name = "sparse"
+reason = "two launches that share sums"
+kernels = "block_sparse"
+pattern = "strided:8"
+causal = true
+dtype = "bf16"
+heads = "2:1"
+seqlen = 130
+head_dim = 64
+
+[[matrix]]
 name = "linformer"
 reason = "static weights"
 kernels = "linformer"

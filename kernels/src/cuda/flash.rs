@@ -5,6 +5,7 @@ use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
 use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
+use super::tiles::{TileClass, Tiles};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
@@ -15,7 +16,31 @@ const SOURCE: Source = source!("flash.cu");
 /// The kernel.
 pub struct Flash;
 
-/// How a block is cut for some head dimensions: see the table in `flash.cu`.
+/// How a block may be cut; warps share its rows in whole fragments of 16. `attnbench tune` measures them.
+const CANDIDATES: &[Tiles] = &[
+    Tiles(&[("rows", 64), ("keys", 32), ("warps", 4)]),
+    Tiles(&[("rows", 64), ("keys", 64), ("warps", 4)]),
+    Tiles(&[("rows", 64), ("keys", 128), ("warps", 4)]),
+    Tiles(&[("rows", 128), ("keys", 32), ("warps", 4)]),
+    Tiles(&[("rows", 128), ("keys", 64), ("warps", 4)]),
+    Tiles(&[("rows", 128), ("keys", 32), ("warps", 8)]),
+    Tiles(&[("rows", 128), ("keys", 64), ("warps", 8)]),
+    Tiles(&[("rows", 128), ("keys", 128), ("warps", 8)]),
+];
+
+/// The candidate that is taken for some head dimensions: see the table in `flash.cu`.
+fn taken(dims: (usize, usize), variant: Variant) -> Tiles {
+    let (keys, warps) = match (dims.0, variant) {
+        (_, Variant::General) => (32, 8),
+        (64, _) | (96, Variant::Plain) => (64, 4),
+        (96, Variant::Capped) | (128, Variant::Plain) => (32, 4),
+        _ => (64, 8),
+    };
+    let is_it = |tiles: &&Tiles| (tiles.size("rows"), tiles.size("keys"), tiles.size("warps")) == (128, keys, warps);
+    *CANDIDATES.iter().find(is_it).expect("what is taken is a candidate")
+}
+
+/// A block for some head dimensions.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     dims: (usize, usize),
@@ -25,14 +50,12 @@ struct Shape {
 }
 
 impl Shape {
+    fn new(dims: (usize, usize), tiles: Tiles) -> Shape {
+        Shape { dims, rows: tiles.size("rows"), keys: tiles.size("keys"), warps: tiles.size("warps") }
+    }
+
     fn of(dims: (usize, usize), variant: Variant) -> Shape {
-        let (keys, warps) = match (dims.0, variant) {
-            (_, Variant::General) => (32, 8),
-            (64, _) | (96, Variant::Plain) => (64, 4),
-            (96, Variant::Capped) | (128, Variant::Plain) => (32, 4),
-            _ => (64, 8),
-        };
-        Shape { dims, rows: 128, keys, warps }
+        Shape::new(dims, taken(dims, variant))
     }
 
     fn shared_bytes(&self) -> u32 {
@@ -71,15 +94,25 @@ pub(super) fn push(
     kernel: &str,
     geometry: &Geometry,
     problem: &AttentionProblem,
-    [k, v]: [Argument; 2],
+    tensors: [Argument; 2],
     device: &DeviceFacts,
 ) -> Result<(), KernelError> {
-    device.require_capability(kernel, 80)?;
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide(kernel, geometry))?;
-    let variant = Variant::of(problem);
-    let shape = Shape::of(dims, variant);
+    push_shape(plan, kernel, geometry, problem, tensors, device, Shape::of(dims, Variant::of(problem)))
+}
+
+fn push_shape(
+    plan: &mut CudaPlan,
+    kernel: &str,
+    geometry: &Geometry,
+    problem: &AttentionProblem,
+    [k, v]: [Argument; 2],
+    device: &DeviceFacts,
+    shape: Shape,
+) -> Result<(), KernelError> {
+    device.require_capability(kernel, 80)?;
     device.require_shared(kernel, shape.shared_bytes())?;
-    let module = plan.module(shape.module(problem.dtype, variant));
+    let module = plan.module(shape.module(problem.dtype, Variant::of(problem)));
     let sequences = geometry.sequences(plan);
     let [bool_bias, additive_bias] = tensor_core::biases(problem);
     let tiles = geometry.longest_q().div_ceil(shape.rows);
@@ -149,6 +182,32 @@ impl CudaKernel for Flash {
 
     fn modules(&self) -> Vec<Module> {
         modules().into_iter().chain(flash_bwd::modules()).collect()
+    }
+
+    fn candidates(&self) -> &'static [Tiles] {
+        CANDIDATES
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<TileClass> {
+        let dims = compiled_dims(problem.head_dim_qk, problem.head_dim_v)?;
+        let variant = Variant::of(problem);
+        let dim = if dims.0 == dims.1 { format!("d{}", dims.0) } else { format!("d{}:{}", dims.0, dims.1) };
+        Some(TileClass { name: format!("{dim} {}", variant.name()), taken: taken(dims, variant) })
+    }
+
+    fn plan_with(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        self.supports(problem)?;
+        let geometry = Geometry::new(problem);
+        let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide("flash", &geometry))?;
+        let mut plan = CudaPlan::default();
+        let tensors = [Argument::Tensor(TensorName::K), Argument::Tensor(TensorName::V)];
+        push_shape(&mut plan, "flash", &geometry, problem, tensors, device, Shape::new(dims, tiles))?;
+        Ok(plan)
     }
 }
 

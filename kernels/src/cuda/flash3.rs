@@ -176,7 +176,7 @@ impl CudaKernel for Flash3 {
 }
 
 /// A plan of any softmax over a band of contiguous keys; `kernel` names who asks.
-fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
     device.require_exactly(kernel, CAPABILITY)?;
     let geometry = Geometry::new(problem);
     let shape = Shape::of(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");

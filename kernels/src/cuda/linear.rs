@@ -1,4 +1,5 @@
-//! Linear attention: prefill on tensor cores (`kernels/cuda/linear_chunks.cu`), and everything else (`kernels/cuda/linear.cu`).
+//! Linear attention: prefill on tensor cores (`kernels/cuda/linear_chunks.cu`), decode with the state in registers
+//! (`kernels/cuda/linear_decode.cu`), and everything else (`kernels/cuda/linear.cu`).
 
 mod chunks;
 #[cfg(test)]
@@ -22,8 +23,16 @@ const COLUMNS: usize = 32;
 /// Threads a block.
 const THREADS: usize = 128;
 
+/// Head dimensions d_qk that decode is compiled for, with the state in registers.
+const DECODE_DIMS: [usize; 3] = [64, 128, 256];
+
 /// The kernel.
 pub struct Linear;
+
+fn decode_module(dim: usize, dtype: Dtype) -> Module {
+    let defines = vec![("ELEMENT", element(dtype).to_string()), ("DIM_QK", dim.to_string())];
+    Module { source: source!("linear_decode.cu"), defines }
+}
 
 fn module(dtype: Dtype) -> Module {
     Module { source: SOURCE, defines: vec![("ELEMENT", element(dtype).to_string())] }
@@ -85,7 +94,13 @@ impl CudaKernel for Linear {
         if let Some(shape) = chunks::Shape::of(problem, &geometry, device) {
             return chunks::plan(&shape, problem, &geometry, mechanism(feature_map, normalised), normalised, device);
         }
-        let shared_bytes = if is_recurrent {
+        // Whole 16 bytes of a row of the state, and as many of its rows as the registers hold.
+        let wide =
+            DECODE_DIMS.into_iter().find(|&wide| is_recurrent && dim <= wide && geometry.dim_v.is_multiple_of(4));
+        let shared_bytes = if wide.is_some() {
+            // A sum a column and a divisor of each warp.
+            4 * (THREADS / 32) * (COLUMNS + 1)
+        } else if is_recurrent {
             // The state, the normaliser, a key, a sum a thread, a denominator a warp.
             4 * (dim * COLUMNS + 2 * dim + THREADS + THREADS / 32)
         } else {
@@ -94,7 +109,7 @@ impl CudaKernel for Linear {
         } as u32;
         device.require_shared("linear", shared_bytes)?;
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(problem.dtype));
+        let module = plan.module(wide.map_or_else(|| module(problem.dtype), |wide| decode_module(wide, problem.dtype)));
         let sequences = geometry.sequences(&mut plan);
         let mut arguments = vec![
             Argument::Tensor(TensorName::Q),
@@ -118,7 +133,11 @@ impl CudaKernel for Linear {
         }
         plan.launches.push(Launch {
             module,
-            entry: if is_recurrent { "linear_decode" } else { "linear_prefill" },
+            entry: match (wide, is_recurrent) {
+                (Some(_), _) => "linear_decode_wide",
+                (None, true) => "linear_decode",
+                (None, false) => "linear_prefill",
+            },
             grid: grid_of("linear", &[geometry.dim_v.div_ceil(COLUMNS), geometry.heads_kv, geometry.batch()])?,
             block: [THREADS as u32, 1, 1],
             shared_bytes,
@@ -128,6 +147,7 @@ impl CudaKernel for Linear {
     }
 
     fn modules(&self) -> Vec<Module> {
-        Dtype::ALL.into_iter().map(module).chain(chunks::modules()).collect()
+        let decode = Dtype::ALL.into_iter().flat_map(|dtype| DECODE_DIMS.map(|dim| decode_module(dim, dtype)));
+        Dtype::ALL.into_iter().map(module).chain(decode).chain(chunks::modules()).collect()
     }
 }

@@ -1,6 +1,7 @@
-//! Linformer (Wang et al. 2020): the projections of `kernels/cuda/linformer.cu`, then `flash` over what is left.
+//! Linformer (Wang et al. 2020): the projections of `kernels/cuda/linformer.cu`, then attention over what is left, resident in shared
+//! memory (`linformer_attend.cu`) or, where it does not fit, by `flash`.
 
-use super::geometry::{Bytes, Geometry, TensorRows};
+use super::geometry::{Geometry, TensorRows};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
 use super::tensor_core::{self, DTYPES, compiled_dims, element};
@@ -9,19 +10,43 @@ use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
 use crate::tensor::TensorName;
 
-const SOURCE: Source = source!("linformer.cu");
+const PROJECT: Source = source!("linformer.cu");
+const ATTEND: Source = source!("linformer_attend.cu");
 
-/// Rows and columns of a projection that a block computes.
-const TILE: usize = 64;
-/// Threads of a block, and its shared memory: two steps of 16 x 64 f32 with four f32 of padding a row.
-const THREADS: u32 = 256;
-const SHARED_BYTES: u32 = 2 * 16 * (64 + 4) * 4;
+/// Threads of every block.
+const THREADS: usize = 256;
+/// Terms that E is a sum of; F is one.
+const TERMS: usize = 2;
+/// Tokens a step of the projection, and at least a part.
+const TOKENS: usize = 64;
+const LEAST_PART: usize = 512;
+/// Rows of K' and V' that stay in shared memory.
+const MOST_RANK: usize = 256;
+/// Queries of a warp, and of a block at a time.
+const WARP_ROWS: usize = 32;
+const BLOCK_ROWS: usize = WARP_ROWS * THREADS / 32;
+/// The projection's tiles: rows of K' and its columns.
+const RANKS: [usize; 2] = [128, 256];
+const COLUMNS: [usize; 2] = [64, 128];
+/// The attention's head dimensions and keys a step.
+const ATTEND_SHAPES: [(usize, usize); 2] = [(64, 64), (128, 32)];
 
 /// The kernel.
 pub struct Linformer;
 
-fn module(dtype: Dtype) -> Module {
-    Module { source: SOURCE, defines: vec![("ELEMENT", element(dtype).to_string())] }
+fn project_module(ranks: usize, columns: usize, dtype: Dtype) -> Module {
+    let defines = [("RANKS", ranks.to_string()), ("COLUMNS", columns.to_string())];
+    Module { source: PROJECT, defines: [("ELEMENT", element(dtype).to_string())].into_iter().chain(defines).collect() }
+}
+
+fn attend_module((dim, keys): (usize, usize), dtype: Dtype) -> Module {
+    let defines = [("HEAD_DIM", dim.to_string()), ("KEYS", keys.to_string())];
+    Module { source: ATTEND, defines: [("ELEMENT", element(dtype).to_string())].into_iter().chain(defines).collect() }
+}
+
+/// The smallest of these tile sizes that holds `size`, or the largest.
+fn tile(sizes: [usize; 2], size: usize) -> usize {
+    if size <= sizes[0] { sizes[0] } else { sizes[1] }
 }
 
 /// Rows of (sequence, KV head, rank, dim).
@@ -29,6 +54,92 @@ fn projected_rows(geometry: &Geometry, rank: usize, dim: usize) -> TensorRows {
     let sequence = geometry.heads_kv * rank * dim;
     let starts = (0..geometry.batch()).map(|number| number * sequence).collect();
     TensorRows { strides: [sequence, rank * dim, dim], starts }
+}
+
+/// Adds the launches that project K and V; returns where K' and V' are.
+fn project(
+    plan: &mut CudaPlan,
+    geometry: &Geometry,
+    rank: usize,
+    dtype: Dtype,
+    device: &DeviceFacts,
+) -> Result<[Argument; 2], KernelError> {
+    let (tokens, heads) = (geometry.longest_kv(), geometry.heads_kv * geometry.batch());
+    let dims = [geometry.dim_qk, geometry.dim_v];
+    let widest = dims[0].max(dims[1]);
+    let (ranks, columns) = (tile(RANKS, rank), tile(COLUMNS, widest));
+    let module = plan.module(project_module(ranks, columns, dtype));
+    let launch = |entry, grid, shared_bytes, arguments| Launch {
+        module,
+        entry,
+        grid,
+        block: [THREADS as u32, 1, 1],
+        shared_bytes,
+        arguments,
+    };
+    let number = |number: usize| Argument::I32(number as i32);
+    let pitch = rank.next_multiple_of(8);
+    let rounded = plan.workspace(((TERMS + 1) * tokens * pitch * dtype.bytes()) as u64);
+    let [blocks, ..] = grid_of("linformer", &[(tokens * pitch).div_ceil(8 * THREADS)])?;
+    plan.launches.push(launch(
+        "linformer_round",
+        [blocks, 2, 1],
+        0,
+        vec![
+            Argument::Tensor(TensorName::ProjectionK),
+            Argument::Tensor(TensorName::ProjectionV),
+            number(tokens),
+            number(rank),
+            number(pitch),
+            rounded.clone(),
+        ],
+    ));
+
+    // Two stages of E and K fit a multiprocessor once or twice; one block each fills the device.
+    let shared_bytes = (2 * 2 * TOKENS * (TERMS * ranks + columns)) as u32;
+    device.require_shared("linformer", shared_bytes)?;
+    let tiles = widest.div_ceil(columns) * rank.div_ceil(ranks);
+    let wanted = (device.multiprocessors as usize).div_ceil(2 * tiles * heads);
+    let parts = wanted.clamp(1, (tokens / LEAST_PART).max(1));
+    let tokens_a_part = tokens.div_ceil(parts).next_multiple_of(TOKENS);
+    let parts = tokens.div_ceil(tokens_a_part).max(1);
+    let projected = dims.map(|dim| plan.workspace((heads * rank * dim * dtype.bytes()) as u64));
+    let sums = if parts == 1 {
+        [Argument::Null, Argument::Null]
+    } else {
+        dims.map(|dim| plan.workspace((parts * heads * rank * dim * 4) as u64))
+    };
+    let [blocks, ..] = grid_of("linformer", &[tiles, parts])?;
+    let [heads_y, ..] = grid_of("linformer", &[heads])?;
+    if heads_y > 65535 {
+        return Err(KernelError::Unsupported(format!(
+            "{heads} KV heads of all sequences: linformer has a grid of 65535; use a smaller batch"
+        )));
+    }
+    let mut arguments = vec![
+        Argument::Tensor(TensorName::K),
+        Argument::Tensor(TensorName::V),
+        rounded,
+        geometry.argument(),
+        number(rank),
+        number(pitch),
+        number(parts),
+        number(tokens_a_part),
+    ];
+    arguments.extend(sums.iter().chain(&projected).cloned());
+    plan.launches.push(launch("linformer_project", [blocks, heads_y, 2], shared_bytes, arguments));
+    if parts > 1 {
+        let [blocks, ..] = grid_of("linformer", &[(heads * rank * widest).div_ceil(THREADS)])?;
+        let mut arguments: Vec<Argument> = sums.iter().chain(&projected).cloned().collect();
+        arguments.extend([geometry.argument(), number(rank), number(parts)]);
+        plan.launches.push(launch("linformer_reduce", [blocks, 2, 1], 0, arguments));
+    }
+    Ok(projected)
+}
+
+/// Bytes of shared memory of the attention: K', V', and the queries of every warp.
+fn attend_bytes(dim: usize) -> u32 {
+    (2 * dim * (2 * MOST_RANK + BLOCK_ROWS)) as u32
 }
 
 impl CudaKernel for Linformer {
@@ -68,48 +179,53 @@ impl CudaKernel for Linformer {
         };
         let mut geometry = Geometry::new(problem);
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(problem.dtype));
-        let heads = geometry.heads_kv * geometry.batch();
-        let sides = [
-            (TensorName::K, TensorName::ProjectionK, geometry.k.clone(), geometry.dim_qk),
-            (TensorName::V, TensorName::ProjectionV, geometry.v.clone(), geometry.dim_v),
-        ];
-        let mut projected = Vec::new();
-        for (from, projection, rows, dim) in sides {
-            let to = plan.workspace((heads * rank * dim * problem.dtype.bytes()) as u64);
-            let mut strides = Bytes::default();
-            rows.strides.iter().for_each(|&stride| {
-                strides.i64(stride);
-            });
-            plan.launches.push(Launch {
-                module,
-                entry: "linformer_project",
-                grid: grid_of("linformer", &[dim.div_ceil(TILE), rank.div_ceil(TILE), heads])?,
-                block: [THREADS, 1, 1],
-                shared_bytes: SHARED_BYTES,
-                arguments: vec![
-                    Argument::Tensor(from),
-                    Argument::Tensor(projection),
-                    Argument::Bytes(strides.take()),
-                    geometry.argument(),
-                    Argument::I32(dim as i32),
-                    Argument::I32(rank as i32),
-                    to.clone(),
-                ],
-            });
-            projected.push(to);
-        }
-        geometry.k = projected_rows(&geometry, rank, geometry.dim_qk);
-        geometry.v = projected_rows(&geometry, rank, geometry.dim_v);
-        geometry.lengths_kv.fill(rank);
-        geometry.query_offsets.fill(0);
-        let [k, v] = <[Argument; 2]>::try_from(projected).expect("two sides");
-        flash::push(&mut plan, "linformer", &geometry, problem, [k, v], device)?;
+        let [k, v] = project(&mut plan, &geometry, rank, problem.dtype, device)?;
+        let widest = geometry.dim_qk.max(geometry.dim_v);
+        let resident = ATTEND_SHAPES
+            .into_iter()
+            .find(|&(dim, _)| widest <= dim)
+            .filter(|&(dim, _)| rank <= MOST_RANK && attend_bytes(dim) <= device.shared_bytes_per_block);
+        let Some(shape) = resident else {
+            geometry.k = projected_rows(&geometry, rank, geometry.dim_qk);
+            geometry.v = projected_rows(&geometry, rank, geometry.dim_v);
+            geometry.lengths_kv.fill(rank);
+            geometry.query_offsets.fill(0);
+            flash::push(&mut plan, "linformer", &geometry, problem, [k, v], device)?;
+            return Ok(plan);
+        };
+        let module = plan.module(attend_module(shape, problem.dtype));
+        let heads = geometry.heads_q * geometry.batch();
+        // A block a multiprocessor, as many as there are rows for.
+        let most = geometry.longest_q().div_ceil(BLOCK_ROWS).max(1);
+        let blocks_a_head = (device.multiprocessors as usize).div_ceil(heads).clamp(1, most);
+        plan.launches.push(Launch {
+            module,
+            entry: "linformer_attend",
+            grid: grid_of("linformer", &[blocks_a_head, heads])?,
+            block: [THREADS as u32, 1, 1],
+            shared_bytes: attend_bytes(shape.0),
+            arguments: vec![
+                Argument::Tensor(TensorName::Q),
+                k,
+                v,
+                Argument::Tensor(TensorName::O),
+                Argument::OptionalTensor(TensorName::Lse),
+                geometry.argument(),
+                Argument::I32(rank as i32),
+                Argument::I32(blocks_a_head as i32),
+            ],
+        });
         Ok(plan)
     }
 
     fn modules(&self) -> Vec<Module> {
-        let mut modules: Vec<Module> = DTYPES.into_iter().map(module).collect();
+        let mut modules = Vec::new();
+        for dtype in DTYPES {
+            modules.extend(
+                RANKS.into_iter().flat_map(|ranks| COLUMNS.map(|columns| project_module(ranks, columns, dtype))),
+            );
+            modules.extend(ATTEND_SHAPES.map(|shape| attend_module(shape, dtype)));
+        }
         modules.extend(flash::modules());
         modules
     }

@@ -19,6 +19,7 @@ pub mod linformer;
 pub mod mla;
 pub mod naive;
 pub mod nvrtc;
+pub mod occupancy;
 pub mod paged;
 mod plan;
 pub mod resources;
@@ -28,12 +29,14 @@ mod shares;
 mod source;
 pub mod split_kv;
 mod tensor_core;
+pub mod tiles;
 
 use crate::kernel::KernelError;
 use crate::problem::AttentionProblem;
 
 pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
 pub use source::{HEADERS, Header, Source};
+use tiles::{TileClass, Tiles};
 
 /// One implementation of attention on NVIDIA GPUs.
 pub trait CudaKernel: Sync {
@@ -52,6 +55,28 @@ pub trait CudaKernel: Sync {
     }
     /// Every module that a plan may hold: what is compiled ahead to know registers, spills and shared memory.
     fn modules(&self) -> Vec<Module>;
+    /// Those that a plan for such a device may hold.
+    fn modules_for(&self, compute_capability: u32) -> Vec<Module> {
+        if self.is_for(compute_capability) { self.modules() } else { Vec::new() }
+    }
+    /// How its blocks may be cut; empty where there is no choice.
+    fn candidates(&self) -> &'static [Tiles] {
+        &[]
+    }
+    /// The class of a supported problem, and which of the candidates [`CudaKernel::plan`] takes for it; `None` where there
+    /// is no choice.
+    fn tile_class(&self, _problem: &AttentionProblem) -> Option<TileClass> {
+        None
+    }
+    /// [`CudaKernel::plan`] with one of the candidates. Errors where a block of it does not fit the device, too.
+    fn plan_with(
+        &self,
+        _problem: &AttentionProblem,
+        _device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        Err(tiles::no_choice(self.name(), tiles))
+    }
 }
 
 /// Every CUDA kernel, from the plainest on. A new kernel is one `.cu`, one file and one line here.
@@ -69,7 +94,7 @@ pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
     &mla::Mla,
 ];
 
-/// The kernel of that name.
+/// The kernel of that name, which may be a candidate of [`tiles`].
 pub fn find(name: &str) -> Option<&'static dyn CudaKernel> {
-    CUDA_KERNELS.iter().copied().find(|kernel| kernel.name() == name)
+    CUDA_KERNELS.iter().copied().find(|kernel| kernel.name() == name).or_else(|| tiles::find(name))
 }

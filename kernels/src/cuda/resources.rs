@@ -72,17 +72,17 @@ fn capability(architecture: &str) -> Option<u32> {
 /// Every module of every kernel for an architecture, once, and those of the harness.
 pub fn modules_for(architecture: &str) -> Vec<Module> {
     let capability = capability(architecture);
-    modules_of(|kernel| capability.is_some_and(|capability| kernel.is_for(capability)))
+    modules_of(|kernel| capability.map_or(Vec::new(), |capability| kernel.modules_for(capability)))
 }
 
 /// Every module of every kernel, once, and those of the harness.
 pub fn all_modules() -> Vec<Module> {
-    modules_of(|_| true)
+    modules_of(|kernel| kernel.modules())
 }
 
-fn modules_of(is_wanted: impl Fn(&dyn CudaKernel) -> bool) -> Vec<Module> {
+fn modules_of(wanted: impl Fn(&dyn CudaKernel) -> Vec<Module>) -> Vec<Module> {
     let mut modules: Vec<Module> = super::harness::modules();
-    for module in CUDA_KERNELS.iter().filter(|kernel| is_wanted(**kernel)).flat_map(|kernel| kernel.modules()) {
+    for module in CUDA_KERNELS.iter().flat_map(|kernel| wanted(*kernel)) {
         if !modules.contains(&module) {
             modules.push(module);
         }

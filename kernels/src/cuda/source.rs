@@ -42,6 +42,7 @@ pub const HEADERS: &[Header] = &[
     header!("product.cuh"),
     header!("hopper.cuh"),
     header!("linear.cuh"),
+    header!("chunks.cuh"),
 ];
 
 #[cfg(test)]

@@ -85,6 +85,15 @@ impl Variant {
         }
     }
 
+    /// Its name in classes of problems.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Variant::Plain => "plain",
+            Variant::Capped => "capped",
+            Variant::General => "general",
+        }
+    }
+
     /// The define of a module.
     pub(super) fn define(self) -> (&'static str, String) {
         ("VARIANT", (self as u32).to_string())

@@ -67,15 +67,11 @@ fn head_dimensions() {
 /// 16, 32 and 64 rows a block, of which one warp takes as many as its registers hold.
 #[test]
 fn row_tiles() {
-    for (index, (group, len_q)) in [(20, 1), (9, 5), (32, 2), (33, 4)].into_iter().enumerate() {
-        for (dim_qk, dim_v) in [(128, 128), (192, 192)] {
+    for (group, len_q) in [(20, 1), (9, 5), (32, 2), (33, 4)] {
+        for (dim_qk, dim_v) in [(128, 128), (248, 200)] {
             let mut problem = problem(Dtype::Bf16, (2 * group, 2), (len_q, 450), dim_qk);
             problem.head_dim_v = dim_v;
-            if index % 2 == 0 {
-                check(&SplitKv, &problem);
-            } else {
-                check(&Paged, &AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem });
-            }
+            check(&SplitKv, &problem);
         }
     }
 }
@@ -119,9 +115,6 @@ fn keys_of_one_byte() {
         problem.sinks = index % 2 == 0;
         problem.softcap = (index == 0).then_some(5.0);
         check(&SplitKv, &problem);
-        if index % 3 == 0 {
-            check(&Paged, &AttentionProblem { kv_layout: KvLayout::Paged { page_size: 16 }, ..problem });
-        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! `flash` and `flash1`: lengths, masks, head dimensions, layouts.
 
-use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
+use attn_kernels::cuda::{self, CudaKernel};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::pattern::Visibility;
 use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
@@ -48,6 +48,17 @@ pub(crate) fn irregular_lengths(kernel: &dyn CudaKernel) {
 #[test]
 fn flash_of_irregular_lengths() {
     irregular_lengths(&Flash);
+}
+
+/// Those that some class of problems takes are compiled by the other tests.
+#[test]
+fn tiles_that_are_not_taken() {
+    for tiles in ["rows64-keys32-warps4", "rows64-keys64-warps4", "rows64-keys128-warps4", "rows128-keys128-warps8"] {
+        let kernel = cuda::find(&format!("flash+{tiles}")).expect("a candidate");
+        let mut problem = problem(Dtype::Bf16, (2, 1), (150, 203), 64);
+        problem.causal = true;
+        check(kernel, &problem);
+    }
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash3::Flash3;
+use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::tensor::TensorName;
 
 use super::flash::{irregular_lengths, problem};
-use super::{DEVICE, check};
+use super::{DEVICE, check, shim};
 
 #[test]
 fn irregular() {
@@ -56,6 +58,33 @@ fn shared_heads_ragged_batches_and_sinks() {
             check(&Flash3, &problem);
         }
     }
+}
+
+/// What is not finite in one sequence of a packed batch stays there.
+#[test]
+fn sequences_do_not_touch_each_other() {
+    let mut problem = problem(Dtype::Bf16, (2, 1), (0, 0), 64);
+    problem.batch = 3;
+    problem.layout = Layout::Thd;
+    problem.causal = true;
+    problem.seqlen_q = Lengths::List(vec![150, 140, 90]);
+    problem.seqlen_kv = Lengths::List(vec![150, 140, 90]);
+    let spec = InputSpec::new(&problem, 7);
+    let plan = Flash3.plan(&problem, &DEVICE).expect("a plan");
+    let outputs = |is_poisoned: bool| {
+        let mut inputs = Generator::new(&problem, &spec, 0).inputs();
+        for (_, tensor) in inputs.iter_mut().filter(|(name, _)| [TensorName::K, TensorName::V].contains(name)) {
+            let nan = [0xc0, 0x7f].repeat(150 * 64);
+            if is_poisoned {
+                tensor.bytes_mut()[..nan.len()].copy_from_slice(&nan);
+            }
+        }
+        let mut outputs = input::outputs(&problem);
+        shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs).expect("sound");
+        let (_, o) = outputs.iter().next().expect("an output");
+        o.bytes()[150 * 2 * 64 * 2..].to_vec()
+    };
+    assert_eq!(outputs(true), outputs(false));
 }
 
 /// Few queries a head, so that tiles pack heads: also groups of which a power of two is only a part.

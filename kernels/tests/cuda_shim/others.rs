@@ -1,15 +1,16 @@
-//! `block_sparse`, `linear`, `linformer` and `mla`.
+//! `block_sparse`, `linear` and `linformer`.
 
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
-use attn_kernels::cuda::mla::Mla;
+use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::problem::{
-    AttentionProblem, CausalAlignment, Dtype, FeatureMap, KvLayout, Layout, Lengths, Mechanism, Pattern, Phase,
+    AttentionProblem, CausalAlignment, Dtype, FeatureMap, Layout, Lengths, Mechanism, Pattern, Phase,
 };
+use attn_kernels::tensor::TensorName;
 
-use super::{DEVICE, check};
+use super::{DEVICE, check, shim};
 
 fn softmax(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
@@ -157,52 +158,45 @@ fn linear_decode_and_feature_maps() {
 
 #[test]
 fn linformer_projects_and_attends() {
-    for (index, (length, rank)) in [(1, 1), (100, 40), (130, 65), (300, 128)].into_iter().enumerate() {
+    // Lengths around tiles, tokens that are split and added, K' and V' resident and not, wide and uneven heads.
+    let cases = [
+        (1, 1, (64, 64)),
+        (100, 40, (64, 64)),
+        (130, 65, (128, 128)),
+        (1100, 128, (64, 40)),
+        (300, 256, (96, 128)),
+        (70, 300, (192, 128)),
+    ];
+    let mut launches = Vec::new();
+    for (index, (length, rank, dims)) in cases.into_iter().enumerate() {
         for dtype in [Dtype::Bf16, Dtype::F16] {
-            let mut problem = softmax(dtype, (2, 1), (length, length), 64);
+            let mut problem = softmax(dtype, (2, 1), (length, length), dims.0);
+            problem.head_dim_v = dims.1;
             problem.mechanism = Mechanism::Linformer { rank };
             problem.batch = 1 + index % 2;
             problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
             check(&Linformer, &problem);
+            let plan = Linformer.plan(&problem, &DEVICE).expect("it is supported");
+            launches.push(plan.launches.iter().map(|launch| launch.entry).collect::<Vec<_>>());
         }
     }
+    assert_eq!(launches[0], ["linformer_round", "linformer_project", "linformer_attend"]);
+    assert_eq!(launches[6], ["linformer_round", "linformer_project", "linformer_reduce", "linformer_attend"]);
+    assert_eq!(launches[10], ["linformer_round", "linformer_project", "flash"]);
 }
 
-fn mla(dtype: Dtype, heads: usize, lengths: (usize, usize)) -> AttentionProblem {
-    let mut problem = AttentionProblem::softmax(Phase::Decode, dtype, 1, (heads, 1), lengths, 48);
-    problem.mechanism = Mechanism::Mla { latent: 32, rope: 16, nope: 24 };
-    problem.head_dim_v = 32;
-    problem.causal = true;
-    problem
-}
-
+/// The state in registers, of every compiled width, and where it is not: uneven columns.
 #[test]
-fn mla_decode() {
-    for (index, length) in [1, 65, 200, 700].into_iter().enumerate() {
-        for kv_layout in [KvLayout::Contiguous, KvLayout::Paged { page_size: 24 }] {
-            let mut problem =
-                mla([Dtype::Bf16, Dtype::F16][index % 2], [16, 3, 40][index % 3], (1 + index % 3, length));
-            problem.kv_layout = kv_layout;
-            problem.batch = 1 + index % 2;
-            check(&Mla, &problem);
+fn linear_decode_of_every_width() {
+    for (index, dims) in [(64, 64), (128, 132), (200, 36), (24, 17), (1, 4)].into_iter().enumerate() {
+        for heads in [(1, 1), (6, 2)] {
+            let mut problem = linear(Dtype::ALL[index % 3], Phase::Decode, heads, (1 + index % 3, 50), dims);
+            problem.causal = true;
+            problem.batch = 2;
+            problem.layout = [Layout::Bshd, Layout::Bhsd, Layout::Thd][index % 3];
+            check(&Linear, &problem);
         }
     }
-    let mut real = mla(Dtype::Bf16, 16, (1, 70));
-    (real.mechanism, real.head_dim_qk, real.head_dim_v) = (Mechanism::MLA, 576, 512);
-    check(&Mla, &real);
-    let mut ragged = mla(Dtype::F16, 4, (1, 0));
-    ragged.batch = 3;
-    ragged.seqlen_kv = Lengths::List(vec![300, 0, 7]);
-    check(&Mla, &ragged);
-}
-
-#[test]
-fn mla_prefill() {
-    let mut problem = softmax(Dtype::Bf16, (2, 2), (70, 100), 192);
-    problem.mechanism = Mechanism::MLA;
-    problem.head_dim_v = 128;
-    problem.causal = true;
-    check(&Mla, &problem);
 }
 
 /// The kernel on tensor cores: lengths around chunks and segments, both alignments, shared heads, every width, tiles of columns.
@@ -230,6 +224,30 @@ fn linear_prefill_in_chunks() {
             problem.seqlen_q = Lengths::List(vec![300, 1, 70]);
             problem.seqlen_kv = Lengths::List(vec![300, 90, 0]);
             check(&Linear, &problem);
+        }
+    }
+}
+
+/// Sums far beyond what f16 holds: constant keys, whose normalised output is their value, whatever the sums in between.
+#[test]
+fn linear_prefill_in_f16_does_not_overflow() {
+    for causal in [false, true] {
+        let mut problem = linear(Dtype::F16, Phase::Prefill, (1, 1), (300, 300), (128, 128));
+        problem.mechanism = Mechanism::Linear { feature_map: FeatureMap::Relu, normalised: true };
+        problem.causal = causal;
+        let plan = Linear.plan(&problem, &DEVICE).expect("it is supported");
+        let spec = InputSpec::new(&problem, 5);
+        let mut inputs = Generator::new(&problem, &spec, 0).inputs();
+        // 1000 in f16; products are 1e6, their sum over d 1e8, and over keys 4e10.
+        let thousand = 0x63d0u16.to_le_bytes();
+        for name in [TensorName::Q, TensorName::K, TensorName::V] {
+            inputs.get_mut(name).bytes_mut().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&thousand));
+        }
+        let mut outputs = input::outputs(&problem);
+        shim::run(&shim::cuda_folder(), &plan, &inputs, &mut outputs).expect("it runs");
+        let o = outputs.get(TensorName::O);
+        for index in 0..o.len() {
+            assert!((o.get_f64(index) - 1000.0).abs() <= 1.0, "causal {causal}, {index}: {}", o.get_f64(index));
         }
     }
 }

@@ -7,14 +7,16 @@ use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
 use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::cuda::linear::Linear;
+use attn_kernels::cuda::linformer::Linformer;
 use attn_kernels::cuda::mla::Mla;
 use attn_kernels::cuda::naive::Naive;
 use attn_kernels::cuda::split_kv::SplitKv;
-use attn_kernels::cuda::{CudaKernel, HEADERS};
+use attn_kernels::cuda::{CudaKernel, DeviceFacts, HEADERS};
 use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Lengths, Mechanism, Pattern, Phase};
 
-use super::judge;
+use super::mla::OLDER;
 use super::shim::{cuda_folder, without_barrier};
+use super::{DEVICE, judge, judge_on};
 
 /// A copy of the sources in which one file has another text.
 fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
@@ -64,6 +66,15 @@ const BARRIERS: [&str; 7] = [
 
 /// Without any one of its barriers and waits, a kernel fails in at least one of these problems.
 fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem], files: &[&str]) {
+    every_barrier_is_needed_on(&DEVICE, kernel, problems, files);
+}
+
+fn every_barrier_is_needed_on(
+    device: &DeviceFacts,
+    kernel: &dyn CudaKernel,
+    problems: &[AttentionProblem],
+    files: &[&str],
+) {
     let mut removed = 0;
     for file in files {
         let text = text_of(file);
@@ -75,7 +86,7 @@ fn every_barrier_is_needed(kernel: &dyn CudaKernel, problems: &[AttentionProblem
             }
             removed += 1;
             let is_missed = problems.iter().any(|problem| {
-                without_barrier(file, number as i32 + 1, || judge(kernel, problem, &cuda_folder())).is_err()
+                without_barrier(file, number as i32 + 1, || judge_on(device, kernel, problem, &cuda_folder())).is_err()
             });
             assert!(is_missed, "{file}:{}: `{code}` is not missed", number + 1);
         }
@@ -169,9 +180,10 @@ fn no_barrier_of_linear_can_go() {
     let plain = [
         linear(Phase::Prefill, true, Dtype::F32),
         linear(Phase::Prefill, false, Dtype::F32),
-        linear(Phase::Decode, true, Dtype::F32),
+        AttentionProblem { head_dim_v: 33, ..linear(Phase::Decode, true, Dtype::F32) },
     ];
     every_barrier_is_needed(&Linear, &plain, &["linear.cu"]);
+    every_barrier_is_needed(&Linear, &[linear(Phase::Decode, true, Dtype::Bf16)], &["linear_decode.cu"]);
     let mut segments = linear(Phase::Prefill, true, Dtype::F16);
     (segments.seqlen_q, segments.seqlen_kv) = (Lengths::Same(450), Lengths::Same(450));
     let chunks = [segments, linear(Phase::Prefill, false, Dtype::Bf16)];
@@ -179,11 +191,27 @@ fn no_barrier_of_linear_can_go() {
 }
 
 #[test]
+fn no_barrier_of_linformer_can_go() {
+    let linformer = AttentionProblem {
+        mechanism: Mechanism::Linformer { rank: 100 },
+        causal: false,
+        heads_q: 8,
+        head_dim_qk: 128,
+        head_dim_v: 128,
+        ..prefill((700, 700))
+    };
+    every_barrier_is_needed(&Linformer, &[linformer], &["linformer.cu", "linformer_attend.cu"]);
+}
+
+#[test]
 fn no_barrier_of_mla_can_go() {
     let mut mla = decode();
     mla.mechanism = Mechanism::Mla { latent: 32, rope: 16, nope: 24 };
     (mla.head_dim_qk, mla.head_dim_v) = (48, 32);
-    every_barrier_is_needed(&Mla, &[mla], &["mla.cu"]);
+    every_barrier_is_needed_on(&OLDER, &Mla, &[mla.clone()], &["mla.cu"]);
+    // Each block has more tiles than there are slots.
+    let long = AttentionProblem { batch: 12, seqlen_kv: Lengths::Same(300), ..mla };
+    every_barrier_is_needed(&Mla, &[long], &["mla3.cu"]);
 }
 
 /// Mistakes that are no fault of memory: only the oracle can see them.

@@ -181,10 +181,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Exit> {
 fn conclude(args: &Args, out: &Path, report: &GateReport, base: &Snapshot, head: Snapshot) -> anyhow::Result<Exit> {
     super::print(args, report)?;
     eprintln!("\nreport: {}", out.display());
-    // Two states of the working tree on one commit are no two tries of one gate.
-    let head = if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit };
-    super::keep(args, report, Some(base.commit.clone()), Some(head))?;
+    super::keep(args, report, Some(base.commit.clone()), Some(head_name(head)))?;
     Ok(report.exit())
+}
+
+/// What head is called in a history: two states of the working tree on one commit are no two tries of one gate.
+pub(super) fn head_name(head: Snapshot) -> String {
+    if head.dirty { format!("{}.{}", head.name(), &head.tree[..10]) } else { head.commit }
 }
 
 fn decided_now(rules: &Rules, run: &PairRun<'_>) -> Vec<crate::compare::Finding> {
@@ -319,7 +322,7 @@ fn save_records(out: &Path, records: &Sides<Record>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn save(out: &Path, report: &GateReport) -> anyhow::Result<()> {
+pub(super) fn save(out: &Path, report: &impl serde::Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)? + "\n";
     write_atomically(out, text.as_bytes()).with_context(|| format!("writing report `{}`", out.display()))
 }

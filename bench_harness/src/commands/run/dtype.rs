@@ -6,7 +6,7 @@ use attn_kernels::problem::Dtype;
 use crate::suite::Suite;
 
 /// Reads the option.
-pub(super) fn parse(name: &str) -> Result<Dtype, String> {
+pub(in crate::commands) fn parse(name: &str) -> Result<Dtype, String> {
     let known = || Dtype::ALL.map(Dtype::name).join(", ");
     Dtype::ALL
         .into_iter()

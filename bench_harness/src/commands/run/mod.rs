@@ -1,7 +1,7 @@
 //! `attnbench run`: measure a suite and write a record.
 
 mod devices;
-mod dtype;
+pub(super) mod dtype;
 pub(super) mod interrupt;
 pub(super) mod locks;
 mod progress;
@@ -249,6 +249,22 @@ fn sharding(suite: &mut Suite, args: &Args) -> anyhow::Result<Option<Sharding>> 
         eprintln!("warning: shard {shard} has no case: there are more shards than cases");
     }
     Ok(Some(sharding))
+}
+
+/// What another command wants of a suite.
+pub(super) struct Planned {
+    pub(super) suite: String,
+    pub(super) device: Selection,
+    pub(super) include: Vec<CaseGlob>,
+    pub(super) exclude: Vec<CaseGlob>,
+    pub(super) dtype: Option<Dtype>,
+    pub(super) mode: Option<Mode>,
+}
+
+/// The suite as a run with these options would measure it.
+pub(super) fn planned_on(planned: Planned) -> anyhow::Result<Suite> {
+    let Planned { suite, device, include, exclude, dtype, mode } = planned;
+    planned_suite(&Args { suite: Some(suite), device: Some(device), include, exclude, dtype, mode, ..Args::default() })
 }
 
 /// Measures a suite that another command made, and says where the record is.

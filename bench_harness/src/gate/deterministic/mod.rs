@@ -1,18 +1,30 @@
-//! A gate of figures that repeat exactly: instructions and memory of one call, for machines whose clocks mean little.
+//! A gate of figures that repeat exactly: instructions, memory and counted work of one call, for machines whose clocks mean
+//! little.
 //!
 //! Nothing here is tested for significance: each side was counted twice, a case whose counts differ is dropped, and what is
-//! left is compared with a threshold.
+//! left is compared with a threshold. What comes out is a gate's report as any other, so that every format shows it.
 
 pub mod resources;
 
+use attn_kernels::work::Work;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::resources::{ByArchitecture, ResourceFinding};
+use super::acceptance::{self, Acceptance};
 use super::exit::Exit;
+use super::outcome::{GateReport, removed};
 use super::policy::Policy;
-use crate::compare::Verdict;
+use crate::case::{CaseKey, Mode};
 use crate::compare::verdict::{change, percent};
+use crate::compare::{CaseComparison, Comparison, Finding, MetricComparison, Side, Verdict};
+use crate::metric::Estimate;
+use crate::record::Disposition;
+
+/// The metric of instructions.
+pub const INSTRUCTIONS: &str = "instructions";
+/// The metric of memory, as records have it.
+const MEMORY: &str = "extra_peak_bytes";
 
 /// Two counts of a side, or why there are none.
 pub type Counts = Result<[Count; 2], String>;
@@ -35,38 +47,41 @@ pub struct CountedCase {
     pub base: Counts,
     /// What is judged.
     pub head: Counts,
+    /// What each side says that a call has to do, where it says so.
+    pub work: [Option<Work>; 2],
 }
 
-/// What became of a case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CountedFinding {
-    /// Its id.
-    pub case_id: String,
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: String,
-    /// Base's first count.
-    pub base: Option<Count>,
-    /// Head's first count.
-    pub head: Option<Count>,
+/// What was counted, and by what it is judged.
+#[derive(Clone, Copy)]
+pub struct Counted<'a> {
+    /// Case by case.
+    pub cases: &'a [CountedCase],
+    /// The instruction set that was counted; nothing where no worker says.
+    pub isa: Option<&'a str>,
+    /// The one that the machine would use.
+    pub native_isa: &'a str,
+    /// Base's and head's CUDA kernels, where they were compiled.
+    pub kernels: Option<[&'a ByArchitecture; 2]>,
+    /// Cases of base's suite that head's no longer has.
+    pub removed: &'a [CaseKey],
+    /// Acceptances that count now.
+    pub acceptances: &'a [Acceptance],
+    /// Where both sides come from.
+    pub sides: [&'a Side; 2],
+    /// Whether every inconclusive case counts.
+    pub strict: bool,
 }
 
 /// What a gate of counts came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CountedReport {
-    /// `judged x of y by instructions, as avx2`.
-    pub headline: String,
-    /// The exit code, see [`Exit`].
-    pub exit_code: u8,
-    /// What led to it, most important first.
-    pub causes: Vec<String>,
+    /// What every gate has; its headline is `judged x of y by instructions, as avx2`.
+    #[serde(flatten)]
+    pub gate: GateReport,
     /// The instruction set that was counted; nothing where no worker says.
     pub isa: Option<String>,
     /// The one that the machine would use.
     pub native_isa: String,
-    /// Case by case.
-    pub cases: Vec<CountedFinding>,
     /// CUDA kernels of both builds, where they were compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernels_compared: Option<usize>,
@@ -75,97 +90,158 @@ pub struct CountedReport {
     pub kernels: Vec<ResourceFinding>,
 }
 
-impl CountedReport {
-    /// The exit code as an outcome of a command.
-    pub fn exit(&self) -> Exit {
-        Exit::ALL.into_iter().find(|exit| *exit as u8 == self.exit_code).unwrap_or(Exit::Usage)
-    }
-}
-
-/// Judges counts. What was counted on another instruction set than the machine's says nothing about its kernels. `kernels` are
-/// base's and head's CUDA kernels, where they were compiled.
-pub fn judge(
-    cases: &[CountedCase],
-    isa: Option<&str>,
-    native_isa: &str,
-    kernels: Option<[&ByArchitecture; 2]>,
-    policy: &Policy,
-) -> CountedReport {
-    let compared = kernels.map(|[base, head]| resources::compare(base, head, policy.accept_removed));
+/// Judges counts. What was counted on another instruction set than the machine's says nothing about its kernels.
+pub fn judge(counted: Counted<'_>, policy: &Policy) -> CountedReport {
+    let Counted { cases, isa, native_isa, .. } = counted;
+    let compared = counted.kernels.map(|[base, head]| resources::compare(base, head, policy.accept_removed));
     let (kernels, kernels_compared) = compared.map_or((Vec::new(), None), |(found, shared)| (found, Some(shared)));
-    let is_native = isa.is_none_or(|isa| isa == native_isa);
-    let findings: Vec<CountedFinding> = cases
-        .iter()
-        .map(|case| {
-            let (verdict, reason) = match (is_native, isa) {
-                (false, Some(isa)) => {
-                    let reason = format!("counted as {isa}, which valgrind knows, not as the machine's {native_isa}");
-                    (Verdict::NotComparable, reason)
-                }
-                _ => verdict(case, policy),
-            };
-            let first = |counts: &Counts| counts.as_ref().ok().map(|counts| counts[0]);
-            let (base, head) = (first(&case.base), first(&case.head));
-            CountedFinding { case_id: case.case_id.clone(), verdict, reason, base, head }
-        })
-        .collect();
-    let count = |verdict: Verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
-    let judged = findings.iter().filter(|finding| finding.verdict.is_decided()).count();
-    let failed = cases.iter().filter(|case| case.base.is_err() && case.head.is_err()).count();
-    let (regressed, incomparable) = (count(Verdict::Regressed), count(Verdict::NotComparable));
+    let foreign = isa
+        .filter(|isa| *isa != native_isa)
+        .map(|isa| format!("counted as {isa}, which valgrind knows, not as the machine's {native_isa}"));
+    let [base, head] = counted.sides.map(Clone::clone);
+    let mut comparison = Comparison { base, head, ..Comparison::default() };
+    comparison.cases = cases.iter().map(|case| compare(case, foreign.as_deref(), policy)).collect();
+    comparison.cases.extend(counted.removed.iter().map(|key| removed(key, policy)));
+    let differing = cases.iter().filter(|case| matches!(case.work, [Some(base), Some(head)] if base != head)).count();
+    if differing > 0 {
+        comparison
+            .notes
+            .push(format!("the exact work of {} is counted differently on the two sides", cases_text(differing)));
+    }
+    let name = |kernel: &ResourceFinding| format!("{} {} of {}", kernel.architecture, kernel.entry, kernel.module);
+    comparison.notes.extend(
+        kernels
+            .iter()
+            .map(|kernel| format!("CUDA kernel {}: {}: {}", kernel.verdict.name(), name(kernel), kernel.reason)),
+    );
+    let accepted = acceptance::apply(&mut comparison, counted.acceptances);
+
+    let cases = &comparison.cases;
+    let count = |verdict: Verdict| cases.iter().filter(|case| case.verdict == verdict).count();
+    let judged = cases.iter().filter(|case| case.verdict.is_decided()).count();
+    let failed = cases.iter().filter(|case| case.failed_on_both()).count();
     let mut causes: Vec<(Exit, String)> = Vec::new();
     let mut add = |number: usize, exit: Exit, noun: &str, what: &str| {
         if number > 0 {
             causes.push((exit, format!("{number} {noun}{} {what}", if number == 1 { "" } else { "s" })));
         }
     };
-    add(regressed, Exit::Regression, "case", "regressed");
+    add(count(Verdict::Regressed), Exit::Regression, "case", "regressed");
     let worse = kernels.iter().filter(|kernel| kernel.verdict == Verdict::Regressed).count();
     add(worse, Exit::Regression, "CUDA kernel", "regressed");
     add(failed, Exit::Failed, "case", "could not be counted on either side");
-    add(incomparable, Exit::NotComparable, "case", "not comparable");
-    if (judged as f64) < policy.min_decided * findings.len() as f64 || findings.is_empty() {
-        causes.push((Exit::Undecided, format!("{judged} of {} judged, fewer than `min_decided`", findings.len())));
+    add(count(Verdict::NotComparable), Exit::NotComparable, "case", "not comparable");
+    if (judged as f64) < policy.min_decided * cases.len() as f64 || cases.is_empty() {
+        causes.push((Exit::Undecided, format!("{judged} of {} judged, fewer than `min_decided`", cases.len())));
+    } else if counted.strict && count(Verdict::Inconclusive) > 0 {
+        let inconclusive = cases_text(count(Verdict::Inconclusive));
+        causes.push((Exit::Undecided, format!("{inconclusive} inconclusive, which --strict does not accept")));
     }
     let exit = causes.iter().fold(Exit::Pass, |exit, (cause, _)| exit.and(*cause));
-    CountedReport {
-        headline: format!("judged {judged} of {} by instructions, as {}", findings.len(), isa.unwrap_or("unknown")),
+    let gate = GateReport {
+        headline: format!("judged {judged} of {} by instructions, as {}", cases.len(), isa.unwrap_or("unknown")),
         exit_code: exit as u8,
         causes: causes.into_iter().map(|(_, cause)| cause).collect(),
-        isa: isa.map(str::to_owned),
-        native_isa: native_isa.to_owned(),
-        cases: findings,
-        kernels_compared,
-        kernels,
+        judged,
+        eligible: cases.len(),
+        median_mde: None,
+        accepted,
+        families: Vec::new(),
+        comparison,
+        command: Vec::new(),
+    };
+    CountedReport { gate, isa: isa.map(str::to_owned), native_isa: native_isa.to_owned(), kernels_compared, kernels }
+}
+
+fn cases_text(count: usize) -> String {
+    format!("{count} case{}", if count == 1 { "" } else { "s" })
+}
+
+/// One case, metric by metric. Modes and threads of a case are one call, of one thread.
+fn compare(case: &CountedCase, foreign: Option<&str>, policy: &Policy) -> CaseComparison {
+    let disposition = |counts: &Counts| Some(if counts.is_ok() { Disposition::Measured } else { Disposition::Crashed });
+    let mut compared = CaseComparison {
+        key: CaseKey { case_id: case.case_id.clone(), mode: Mode::Hot, threads: 1 },
+        base: disposition(&case.base),
+        head: disposition(&case.head),
+        verdict: Verdict::NotComparable,
+        reason: foreign.unwrap_or_default().to_owned(),
+        metrics: Vec::new(),
+    };
+    if foreign.is_some() {
+        return compared;
+    }
+    match (&case.base, &case.head) {
+        (Ok(base), Ok(head)) => {
+            compared.metrics.push(instructions(base, head, policy));
+            compared.metrics.extend(memory(base[0], head[0], policy));
+            compared.metrics.extend(work(case.work));
+            compared.conclude();
+        }
+        (Ok(_), Err(why)) => {
+            compared.verdict = Verdict::Regressed;
+            compared.reason = format!("counted on base, not on head: {why}");
+        }
+        (Err(why), _) => {
+            compared.verdict = Verdict::Inconclusive;
+            compared.reason = format!("not counted on base: {why}");
+        }
+    }
+    compared
+}
+
+fn metric(name: &str, base: u64, head: u64, verdict: Verdict, reason: String) -> MetricComparison {
+    let ratio = (base > 0).then(|| Estimate::exact(head as f64 / base as f64));
+    let finding = Finding { ratio, ..Finding::bare(verdict, reason) };
+    MetricComparison { metric: name.to_owned(), base: Some(base as f64), head: Some(head as f64), finding }
+}
+
+fn instructions(base: &[Count; 2], head: &[Count; 2], policy: &Policy) -> MetricComparison {
+    let (before, after) = (base[0].instructions, head[0].instructions);
+    let of = |verdict, reason| metric(INSTRUCTIONS, before, after, verdict, reason);
+    for (side, counts) in [("base", base), ("head", head)] {
+        let [a, b] = counts.map(|count| count.instructions);
+        if a != b {
+            return of(Verdict::Inconclusive, format!("dropped: two counts of {side} differ, {a} and {b}"));
+        }
+    }
+    let ratio = (after as f64 / before.max(1) as f64).ln();
+    let floor = policy.instructions_floor;
+    let seen = format!("{before} to {after}");
+    match ratio {
+        ratio if ratio > floor.ln_1p() => of(Verdict::Regressed, format!("{seen}: as if {}", change(ratio))),
+        ratio if ratio < -floor.ln_1p() => of(Verdict::Improved, format!("{seen}: as if {}", change(ratio))),
+        _ => of(Verdict::Unchanged, format!("{seen}, within {}", percent(floor))),
     }
 }
 
-fn verdict(case: &CountedCase, policy: &Policy) -> (Verdict, String) {
-    let (base, head) = match (&case.base, &case.head) {
-        (Ok(base), Ok(head)) => (base, head),
-        (Ok(_), Err(why)) => return (Verdict::Regressed, format!("counted on base, not on head: {why}")),
-        (Err(why), _) => return (Verdict::Inconclusive, format!("not counted on base: {why}")),
+fn memory(base: Count, head: Count, policy: &Policy) -> Option<MetricComparison> {
+    let (before, after) = (base.extra_peak_bytes?, head.extra_peak_bytes?);
+    let slack = |bytes: u64| policy.memory_slack_bytes.max((bytes as f64 * policy.memory_share) as u64);
+    let (verdict, reason) = if after > before.saturating_add(slack(before)) {
+        (Verdict::Regressed, format!("{} bytes more", after - before))
+    } else if before > after.saturating_add(slack(after)) {
+        (Verdict::Improved, format!("{} bytes less", before - after))
+    } else {
+        (Verdict::Unchanged, "within the threshold".to_owned())
     };
-    for (side, counts) in [("base", base), ("head", head)] {
-        if counts[0].instructions != counts[1].instructions {
-            let [a, b] = counts.map(|count| count.instructions);
-            return (Verdict::Inconclusive, format!("dropped: two counts of {side} differ, {a} and {b}"));
-        }
-    }
-    let ratio = (head[0].instructions as f64 / base[0].instructions.max(1) as f64).ln();
-    if let (Some(before), Some(after)) = (base[0].extra_peak_bytes, head[0].extra_peak_bytes) {
-        let slack = policy.memory_slack_bytes.max((before as f64 * policy.memory_share) as u64);
-        if after > before.saturating_add(slack) {
-            return (Verdict::Regressed, format!("memory: {} bytes more", after - before));
-        }
-    }
-    let floor = policy.instructions_floor;
-    let seen = format!("{} instructions to {}", base[0].instructions, head[0].instructions);
-    match ratio {
-        ratio if ratio > floor.ln_1p() => (Verdict::Regressed, format!("{seen}: as if {}", change(ratio))),
-        ratio if ratio < -floor.ln_1p() => (Verdict::Improved, format!("{seen}: as if {}", change(ratio))),
-        _ => (Verdict::Unchanged, format!("{seen}, within {}", percent(floor))),
-    }
+    Some(metric(MEMORY, before, after, verdict, reason))
+}
+
+/// Exact work is a property of the problem: where the sides count it differently, one of them is wrong, and rates do not
+/// compare. That is shown, and nobody's regression.
+fn work([base, head]: [Option<Work>; 2]) -> Vec<MetricComparison> {
+    let (Some(base), Some(head)) = (base, head) else { return Vec::new() };
+    let counts = [
+        ("work_flops", base.flops, head.flops),
+        ("work_read_bytes", base.read_bytes, head.read_bytes),
+        ("work_write_bytes", base.write_bytes, head.write_bytes),
+    ];
+    let of = |(name, before, after): (&str, u64, u64)| {
+        let reason = format!("counted differently: {before} to {after}");
+        (before != after).then(|| metric(name, before, after, Verdict::Unchanged, reason))
+    };
+    counts.into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -176,15 +252,42 @@ mod tests {
         Ok(instructions.map(|instructions| Count { instructions, extra_peak_bytes: Some(bytes) }))
     }
 
+    fn counted(base: Counts, head: Counts) -> CountedCase {
+        CountedCase { case_id: "cpu/a".into(), base, head, work: [None, None] }
+    }
+
+    fn judged_with<'a>(
+        cases: &'a [CountedCase],
+        isa: Option<&'a str>,
+        change: impl FnOnce(&mut Counted<'a>),
+    ) -> CountedReport {
+        static SIDE: std::sync::LazyLock<Side> = std::sync::LazyLock::new(Side::default);
+        let mut counted = Counted {
+            cases,
+            isa,
+            native_isa: "avx2",
+            kernels: None,
+            removed: &[],
+            acceptances: &[],
+            sides: [&SIDE, &SIDE],
+            strict: false,
+        };
+        change(&mut counted);
+        judge(counted, &Policy::default())
+    }
+
     fn judged(base: Counts, head: Counts, isa: Option<&str>) -> CountedReport {
-        let case = CountedCase { case_id: "cpu/a".into(), base, head };
-        judge(&[case], isa, "avx2", None, &Policy::default())
+        judged_with(&[counted(base, head)], isa, |_| {})
+    }
+
+    fn verdict(report: &CountedReport) -> (Verdict, Exit) {
+        (report.gate.comparison.cases[0].verdict, report.gate.exit())
     }
 
     #[test]
     fn counts_are_compared_with_a_threshold() {
         let base = || counts([1000, 1000], 100);
-        for (head, verdict, exit) in [
+        for (head, expected, exit) in [
             (counts([1009, 1009], 100), Verdict::Unchanged, Exit::Pass),
             (counts([1011, 1011], 100), Verdict::Regressed, Exit::Regression),
             (counts([900, 900], 100), Verdict::Improved, Exit::Pass),
@@ -193,10 +296,10 @@ mod tests {
             (Err("crashed".into()), Verdict::Regressed, Exit::Regression),
         ] {
             let report = judged(base(), head, Some("avx2"));
-            assert_eq!((report.cases[0].verdict, report.exit()), (verdict, exit), "{report:?}");
+            assert_eq!(verdict(&report), (expected, exit), "{report:?}");
         }
-        assert_eq!(judged(Err("a".into()), Err("b".into()), None).exit(), Exit::Failed);
-        assert_eq!(judged(Err("a".into()), base(), None).exit(), Exit::Undecided);
+        assert_eq!(judged(Err("a".into()), Err("b".into()), None).gate.exit(), Exit::Failed);
+        assert_eq!(judged(Err("a".into()), base(), None).gate.exit(), Exit::Undecided);
     }
 
     #[test]
@@ -208,25 +311,88 @@ mod tests {
             );
             serde_json::from_str(&text).unwrap()
         };
-        let same = || counts([10, 10], 1);
-        let case = [CountedCase { case_id: "cpu/a".into(), base: same(), head: same() }];
+        let case = [counted(counts([10, 10], 1), counts([10, 10], 1))];
+        let base: &ByArchitecture = Box::leak(Box::new(compiled(32)));
         let judged = |head: u32| {
-            let (base, head) = (compiled(32), compiled(head));
-            judge(&case, None, "avx2", Some([&base, &head]), &Policy::default())
+            judged_with(&case, None, |counted| counted.kernels = Some([base, Box::leak(Box::new(compiled(head)))]))
         };
-        assert_eq!((judged(32).exit(), judged(32).kernels_compared), (Exit::Pass, Some(1)));
+        assert_eq!((judged(32).gate.exit(), judged(32).kernels_compared), (Exit::Pass, Some(1)));
+        let worse = judged(33);
         assert_eq!(
-            (judged(33).exit(), judged(33).causes),
+            (worse.gate.exit(), worse.gate.causes),
             (Exit::Regression, vec!["1 CUDA kernel regressed".to_owned()])
         );
+        assert!(worse.gate.comparison.notes[0].contains("32 to 33 registers"));
     }
 
     #[test]
     fn another_instruction_set_is_not_comparable() {
         let same = || counts([10, 10], 1);
         let report = judged(same(), same(), Some("portable"));
-        assert_eq!((report.cases[0].verdict, report.exit()), (Verdict::NotComparable, Exit::NotComparable));
-        assert!(report.cases[0].reason.contains("portable") && report.cases[0].reason.contains("avx2"));
-        assert_eq!(judged(same(), same(), None).headline, "judged 1 of 1 by instructions, as unknown");
+        assert_eq!(verdict(&report), (Verdict::NotComparable, Exit::NotComparable));
+        let reason = &report.gate.comparison.cases[0].reason;
+        assert!(reason.contains("portable") && reason.contains("avx2"));
+        assert_eq!(judged(same(), same(), None).gate.headline, "judged 1 of 1 by instructions, as unknown");
+    }
+
+    #[test]
+    fn work_that_is_counted_differently_is_shown_and_nobodys_regression() {
+        let problem =
+            "cpu/flash/softmax/prefill/full/f32/b1/h1:1/q8/k8/d16".parse::<crate::case::Case>().unwrap().problem;
+        let base = Work::of(&problem);
+        let mut case = counted(counts([10, 10], 1), counts([10, 10], 1));
+        case.work = [Some(base), Some(Work { flops: base.flops + 2, ..base })];
+        let report = judged_with(&[case.clone()], None, |_| {});
+        assert_eq!(verdict(&report), (Verdict::Unchanged, Exit::Pass));
+        assert!(report.gate.comparison.cases[0].metric("work_flops").is_some());
+        assert!(report.gate.comparison.notes[0].contains("1 case is counted differently"));
+        case.work[1] = case.work[0];
+        assert!(judged_with(&[case], None, |_| {}).gate.comparison.notes.is_empty());
+    }
+
+    #[test]
+    fn removed_cases_fail_and_acceptances_let_through() {
+        let slower = counted(counts([1000, 1000], 1), counts([1100, 1100], 1));
+        let key = CaseKey { case_id: "cpu/gone".into(), mode: Mode::Cold, threads: 1 };
+        let gone = judged_with(&[], None, |counted| counted.removed = std::slice::from_ref(Box::leak(Box::new(key))));
+        assert_eq!(verdict(&gone), (Verdict::Regressed, Exit::Regression));
+        let accept = |bound: f64| {
+            let acceptance = Acceptance {
+                case: "cpu/*".into(),
+                metric: INSTRUCTIONS.into(),
+                at_most: Some(bound),
+                reason: "checks".into(),
+                by: "a".into(),
+                expires: "2099-01-01".into(),
+                commit: None,
+            };
+            acceptance.check().unwrap();
+            vec![acceptance]
+        };
+        for (bound, exit) in [(0.2, Exit::Pass), (0.05, Exit::Regression)] {
+            let acceptances = accept(bound);
+            let report = judged_with(std::slice::from_ref(&slower), None, |counted| {
+                counted.acceptances = Box::leak(acceptances.into())
+            });
+            assert_eq!((report.gate.exit(), report.gate.accepted.len()), (exit, usize::from(exit == Exit::Pass)));
+        }
+        let dropped = counted(counts([1000, 1001], 1), counts([1000, 1000], 1));
+        let many = [vec![dropped], vec![counted(counts([5, 5], 1), counts([5, 5], 1)); 19]].concat();
+        assert_eq!(judged_with(&many, None, |_| {}).gate.exit(), Exit::Pass);
+        assert_eq!(judged_with(&many, None, |counted| counted.strict = true).gate.exit(), Exit::Undecided);
+    }
+
+    #[test]
+    fn every_format_shows_it_and_reads_it_back() {
+        let report = judged(counts([1000, 1000], 100), counts([1100, 1100], 100), Some("avx2"));
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(text.starts_with("{\"headline\""), "which is how files of gates are recognised");
+        assert_eq!(serde_json::from_str::<GateReport>(&text).unwrap(), report.gate);
+        for format in crate::report::FORMATS {
+            let text = (format.write)(crate::report::Subject::Gate(&report.gate));
+            assert!(!text.is_empty(), "{}", format.name);
+        }
+        let markdown = crate::report::format("markdown").unwrap();
+        assert!((markdown.write)(crate::report::Subject::Gate(&report.gate)).contains("1000 to 1100"));
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn change_points_of_long(values: &[f64], settings: &Settings) -> Vec<
         change.index = window.start + index;
         change.index_low = window.start + low;
         change.index_high = window.start + high;
-        change.provisional = values.len() - change.index <= PROVISIONAL * block;
+        change.provisional |= values.len() - change.index <= PROVISIONAL * block;
     }
     found.dedup_by_key(|change| change.index);
     found

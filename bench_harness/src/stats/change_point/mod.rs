@@ -12,7 +12,7 @@
 //!      Change-Point Analysis, 1997, eq. 1.3.26);
 //!    - it must explain the series better than noise that wanders, or a curve, does without it ([`noise`]): a drift is no
 //!      step. Costs of parameters are those of Akaike (1974), the margins are calibrated by simulation;
-//! 4. drops plateaus that go away, and starts over without their values;
+//! 4. drops what went away again ([`gone`]), and starts over without those values;
 //! 5. places each change where its error is expected to be least, by the normalised profile of the likelihood, from which
 //!    its interval comes too.
 //!
@@ -21,6 +21,7 @@
 //! Everything is deterministic. Positive series are judged by their logarithms, since noise and changes of times are
 //! relative.
 
+mod gone;
 mod long;
 mod noise;
 mod outliers;
@@ -32,6 +33,7 @@ use std::cell::OnceCell;
 use serde::{Deserialize, Serialize};
 
 use super::{Interval, normal};
+use gone::Lengths;
 use noise::{Filter, Fit, best_fit, correlations, legendre, long_memory};
 use short_memory::RunningSums;
 
@@ -59,7 +61,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { false_alarm: 0.003, drift_margin: 2.0, trend_margin: 8.0, confidence: 0.95 }
+        Settings { false_alarm: 0.003, drift_margin: 1.5, trend_margin: 8.2, confidence: 0.95 }
     }
 }
 
@@ -82,7 +84,8 @@ pub struct ChangePoint {
     pub size_interval: Interval,
     /// One minus the chance of a change as convincing in a series of this length without one.
     pub confidence: f64,
-    /// Whether it is within the last [`PROVISIONAL`] values, and may yet go away.
+    /// Whether it may yet go away: it is within the last [`PROVISIONAL`] values, or lasts no longer than such a level of
+    /// this series did before that went away ([`gone`]).
     pub provisional: bool,
 }
 
@@ -98,13 +101,17 @@ pub fn change_points(values: &[f64], settings: &Settings) -> Vec<ChangePoint> {
     let scaled: Vec<f64> = places.iter().map(|&t| if is_positive { values[t].ln() } else { values[t] }).collect();
     let quantum = quantum(&scaled);
     let kept = outliers::inliers(&scaled, 0.5 * quantum);
+    let mut is_kept = vec![false; scaled.len()];
+    kept.iter().for_each(|&t| is_kept[t] = true);
+    let aside: Vec<(usize, f64)> = (0..scaled.len()).filter(|&t| !is_kept[t]).map(|t| (places[t], scaled[t])).collect();
     places = kept.iter().map(|&t| places[t]).collect();
     let mut series = Series::new(kept.iter().map(|&t| scaled[t]).collect(), places, quantum);
-    let longest_plateau = ((last + 1) / 10).clamp(8, 40);
+    series.aside = aside.into_iter().map(|(place, value)| (place, value - series.centre)).collect();
+    let lengths = Lengths::of(last + 1);
     let mut changes = series.candidates();
     loop {
         changes = series.settle(changes, settings);
-        let Some(gone) = series.gone(&changes, longest_plateau) else { break };
+        let Some(gone) = series.gone(&changes, lengths) else { break };
         changes = series.without(gone, &changes);
     }
     let scale = Scale { is_positive, end: values.len() };
@@ -128,19 +135,12 @@ struct Scale {
     end: usize,
 }
 
-/// Values that are set aside: from `start` to before `end`.
-#[derive(Clone, Copy)]
-struct Gone {
-    start: usize,
-    end: usize,
-    /// Whether the levels around them may differ.
-    is_change: bool,
-}
-
 /// Values that belong to levels, and where they come from.
 struct Series {
     values: Vec<f64>,
     places: Vec<usize>,
+    /// Values that belong to no level that stayed, by their places.
+    aside: Vec<(usize, f64)>,
     /// What was subtracted from the values.
     centre: f64,
     /// Smallest sum of squared innovations that is taken for possible, by the values' resolution.
@@ -181,7 +181,7 @@ impl Series {
         let resolution = quantum.max(1e-9 * largest);
         let least_squares = (values.len() as f64 * resolution * resolution / 12.0).max(f64::MIN_POSITIVE);
         let sums = RunningSums::new(&values);
-        Series { values, places, centre, least_squares, sums, drift: OnceCell::new() }
+        Series { values, places, aside: Vec::new(), centre, least_squares, sums, drift: OnceCell::new() }
     }
 
     /// Where changes may be: the best piecewise constant fit at a price that clean series of the same noise often pay.
@@ -304,44 +304,6 @@ impl Series {
             .collect()
     }
 
-    /// Values that went away again, or that nothing can be said about: the first level where it is short; plateaus of up
-    /// to `longest` values between levels that differ by less than half of what it differs from them, and any that is as
-    /// short as an excursion; a short last level whose last value is back.
-    fn gone(&self, changes: &[usize], longest: usize) -> Option<Gone> {
-        let n = self.values.len();
-        let fit = self.levels(changes)?;
-        let first = *changes.first()?;
-        if self.places[first] - self.places[0] < longest / 2 {
-            return Some(Gone { start: 0, end: first, is_change: false });
-        }
-        for which in 1..changes.len() {
-            let (start, end) = (changes[which - 1], changes[which]);
-            let (up, down) = (fit.sizes[which], fit.sizes[which + 1]);
-            let length = self.places[end - 1] - self.places[start] + 1;
-            let is_back = (up + down).abs() < 0.5 * up.abs().min(down.abs()) || n - end <= PROVISIONAL;
-            if up * down < 0.0 && (length <= outliers::LONGEST_EXCURSION || is_back && length <= longest) {
-                return Some(Gone { start, end, is_change: !is_back });
-            }
-        }
-        let last = changes[changes.len() - 1];
-        let before: f64 = fit.sizes[..changes.len()].iter().sum();
-        let after = before + fit.sizes[changes.len()];
-        let end = self.values[n - 1];
-        let is_back = n - last <= longest / 2 + SHORTEST_LEVEL && (end - before).abs() < (end - after).abs();
-        is_back.then_some(Gone { start: last, end: n, is_change: false })
-    }
-
-    /// Leaves out values that are gone, and the changes at both of their ends.
-    fn without(&mut self, gone: Gone, changes: &[usize]) -> Vec<usize> {
-        let Gone { start, end, is_change } = gone;
-        self.values.drain(start..end);
-        self.places.drain(start..end);
-        self.sums = RunningSums::new(&self.values);
-        self.drift = OnceCell::new();
-        let kept = changes.iter().filter(|&&change| change != end && (change != start || is_change));
-        kept.map(|&change| if change > end { change - (end - start) } else { change }).collect()
-    }
-
     fn describe(&self, changes: &[usize], settings: &Settings, scale: Scale) -> Vec<ChangePoint> {
         let Some(fit) = self.levels(changes) else { return Vec::new() };
         let n = self.values.len() as f64;
@@ -364,6 +326,7 @@ impl Series {
                 let relative = |step: f64| if scale.is_positive { step.exp_m1() } else { step / before.abs() };
                 let gain = with - self.in_stable_noise(&without(changes, which));
                 let index = self.places[place.best];
+                let is_last = which + 1 == changes.len();
                 ChangePoint {
                     index,
                     // Values that were set aside in between may be of either level.
@@ -378,7 +341,8 @@ impl Series {
                         confidence: settings.confidence,
                     },
                     confidence: 1.0 - tail_of_largest_split(gain, self.neighbourhood(changes, which).len()),
-                    provisional: scale.end - index <= PROVISIONAL,
+                    provisional: scale.end - index <= PROVISIONAL
+                        || is_last && self.may_go_away(changes[which], level - self.centre, step),
                 }
             })
             .collect()

@@ -17,8 +17,9 @@ const CHUNK: usize = 64;
 /// read, written and read again, of 64 KiB a chunk.
 const SECOND_PASS: f64 = 0.5;
 const STATES_COST: f64 = 4.0;
-/// Segments that a scan walks along.
-const MOST_SEGMENTS: usize = 64;
+/// What a scan costs a segment, and segments that it walks along at most.
+const SCAN_COST: f64 = 0.01;
+const MOST_SEGMENTS: usize = 256;
 
 /// How a block is cut for some d_qk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,10 +88,9 @@ pub(super) fn modules() -> Vec<Module> {
 fn segments(chunks: usize, blocks: usize, places: usize, dearer: f64, fixed: f64) -> usize {
     let time = |segments: usize| {
         let walk = chunks.div_ceil(segments) as f64;
-        // A device that is not full takes as long as a full one.
-        let rounds = (blocks * segments) as f64 / places as f64;
+        let rounds = (blocks * segments).div_ceil(places) as f64;
         let (dearer, fixed) = if segments > 1 { (dearer, fixed) } else { (0.0, 0.0) };
-        rounds.max(1.0) * (walk * (1.0 + dearer) + fixed)
+        rounds.max(1.0) * (walk * (1.0 + dearer) + fixed) + SCAN_COST * segments as f64
     };
     (1..=chunks.clamp(1, MOST_SEGMENTS)).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(1)
 }
