@@ -120,7 +120,8 @@ fn every_kernel_and_subcommand_is_in_its_table() {
     for (folder, kernel) in [("kernels/src/cpu", "impl Kernel for "), ("kernels/src/cuda", "impl CudaKernel for ")] {
         let table = std::fs::read_to_string(root().join(folder).join("mod.rs")).expect("readable");
         for (path, code) in sources(folder) {
-            if code.contains(kernel) {
+            // Candidates of tiles are kernels that the table's kernels list themselves.
+            if code.contains(kernel) && !path.ends_with("cuda/tiles.rs") {
                 let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
                 assert!(table.contains(&format!("&{stem}::")), "{} is missing in {folder}/mod.rs", path.display());
             }

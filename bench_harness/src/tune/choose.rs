@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_for_faster_that_is_not() {
-        let contests = few();
+        let contests = contests(&suite(&IDS), &[], &["rows64-keys64-*".parse().unwrap()]).unwrap();
         let decided = |screen: f64, confirm: f64, rounds: u32| {
             let times = |ns: f64| move |tiles: &str| Some(if tiles.starts_with("rows64") { ns } else { 1000.0 });
             let confirm = record(&contests, rounds, times(confirm));
