@@ -203,5 +203,10 @@ extern "C" bool shim_launch(const char *name, const u32 *grid, const u32 *block,
                 run_block(m);
             }
     if (m.has_failed) snprintf(error, error_bytes, "%s", m.error);
+    // Walls cut memory into so many pieces that those of many modules and host threads together would exceed what a process may
+    // have: none are kept.
+    munmap(m.stacks, size_t(m.stack_count) * STACK_BYTES);
+    m.stacks = nullptr;
+    m.stack_count = 0;
     return !m.has_failed;
 }
