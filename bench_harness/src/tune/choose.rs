@@ -120,11 +120,14 @@ pub fn contender(screened: &[(Tiles, Screened)]) -> Option<Tiles> {
     first.time_ratio.filter(|ratio| ratio.value < 1.0).map(|_| *tiles)
 }
 
+/// A contender and the logarithms of its ratios in the rounds that decide, or why there are none.
+type Confirmed = (Tiles, Result<Vec<f64>, String>);
+
 /// The choices, from the screen and from the rounds that decide. Contenders are confirmed by Benjamini and Hochberg's rule
 /// over all of them, at the policy's rate, and must be faster by more than its floor.
 pub fn decide(contests: &[Contest], screen: &Record, confirm: Option<&Record>, policy: &Policy) -> Vec<Choice> {
     let screens: Vec<_> = contests.iter().map(|contest| screened(contest, screen)).collect();
-    let seen: Vec<Option<(Tiles, Result<Vec<f64>, String>)>> = contests
+    let seen: Vec<Option<Confirmed>> = contests
         .iter()
         .zip(&screens)
         .map(|(contest, screened)| {
@@ -132,7 +135,7 @@ pub fn decide(contests: &[Contest], screen: &Record, confirm: Option<&Record>, p
             Some((tiles, log_ratios(contest, tiles, record)))
         })
         .collect();
-    let p_of = |seen: &Option<(Tiles, Result<Vec<f64>, String>)>| match seen {
+    let p_of = |seen: &Option<Confirmed>| match seen {
         Some((_, Ok(ratios))) => Some(CappedRanks::new(ratios.len()).p_value(ratios, Alternative::Less)),
         _ => None,
     };

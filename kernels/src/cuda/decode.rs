@@ -293,7 +293,7 @@ mod tests {
                 assert!(shape.shared_bytes() <= DeviceFacts::A100.shared_bytes_per_block);
                 let stage = STEP * (dim_qk + dim_v) * cut.kv_bytes;
                 let in_flight = blocks * WARPS / shape.row_warps() * (shape.stages() - 1) * stage;
-                assert!(in_flight >= 2 * 23 << 10, "{:?} of {} bytes, {rows} rows", cut.dims, cut.kv_bytes);
+                assert!(in_flight >= 2 * (23 << 10), "{:?} of {} bytes, {rows} rows", cut.dims, cut.kv_bytes);
             }
         }
     }

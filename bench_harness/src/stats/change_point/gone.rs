@@ -103,7 +103,8 @@ impl Series {
                 let is_one = away.len() == 1;
                 let may_be_back = is_one && n - end <= PROVISIONAL && length <= 2 * lengths.last;
                 let is_back = may_be_back || is_near(after) && length <= lengths.plateau;
-                if !is_back && !(is_one && length <= outliers::LONGEST_EXCURSION) {
+                let is_spike = is_one && length <= outliers::LONGEST_EXCURSION;
+                if !is_back && !is_spike {
                     continue;
                 }
                 let support: usize =
