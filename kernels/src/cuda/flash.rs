@@ -8,7 +8,7 @@ use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
 use super::tiles::{TileClass, Tiles};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
-use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
+use crate::problem::{AttentionProblem, Dtype, Phase};
 use crate::tensor::TensorName;
 
 const SOURCE: Source = source!("flash.cu");
@@ -153,19 +153,7 @@ impl CudaKernel for Flash {
     }
 
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
-        let unsupported = |text: String| Err(KernelError::Unsupported(text));
-        if problem.mechanism != Mechanism::Softmax {
-            return unsupported(format!("mechanism {}: flash computes softmax only", problem.mechanism.name()));
-        }
-        if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
-            return unsupported(format!(
-                "pattern {}: flash has full and window, causal or not (block_sparse has all)",
-                problem.pattern.name()
-            ));
-        }
-        if problem.kv_layout != KvLayout::Contiguous {
-            return unsupported("a paged KV layout: flash reads contiguous keys and values (paged does not)".into());
-        }
+        tensor_core::has_contiguous_band("flash", problem)?;
         tensor_core::supports("flash", problem)?;
         compiled_dims(problem.head_dim_qk, problem.head_dim_v)
             .ok_or_else(|| too_wide("flash", &Geometry::new(problem)))?;

@@ -8,7 +8,7 @@ use super::tensor_core::{self, DTYPES, Variant, element};
 use super::{CudaKernel, Source};
 use super::{flash_bwd, flash3_bwd};
 use crate::kernel::KernelError;
-use crate::problem::{AttentionProblem, Dtype, KvLayout, Layout, Mechanism, Pattern, Phase};
+use crate::problem::{AttentionProblem, Dtype, Layout, Phase};
 use crate::tensor::TensorName;
 
 const SOURCE: Source = source!("flash3.cu");
@@ -121,18 +121,7 @@ impl CudaKernel for Flash3 {
 
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
         let unsupported = |text: String| Err(KernelError::Unsupported(text));
-        if problem.mechanism != Mechanism::Softmax {
-            return unsupported(format!("mechanism {}: flash3 computes softmax only", problem.mechanism.name()));
-        }
-        if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
-            return unsupported(format!(
-                "pattern {}: flash3 has full and window, causal or not (block_sparse has all)",
-                problem.pattern.name()
-            ));
-        }
-        if problem.kv_layout != KvLayout::Contiguous {
-            return unsupported("a paged KV layout: flash3 reads contiguous keys and values (paged does not)".into());
-        }
+        tensor_core::has_contiguous_band("flash3", problem)?;
         tensor_core::supports("flash3", problem)?;
         if problem.phase == Phase::Backward {
             return flash3_bwd::supports(problem);

@@ -2,7 +2,7 @@
 
 use super::plan::Argument;
 use crate::kernel::KernelError;
-use crate::problem::{AttentionProblem, Bias, Dtype};
+use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Mechanism, Pattern};
 use crate::tensor::TensorName;
 
 /// The head dimensions (d_qk, d_v) that tensor-core kernels are compiled for. Others are computed in the smallest one that
@@ -35,6 +35,24 @@ pub(super) fn supports(kernel: &str, problem: &AttentionProblem) -> Result<(), K
     }
     if problem.dtype_kv != problem.dtype {
         return unsupported(format!("keys in another dtype than queries: {kernel} multiplies equal ones"));
+    }
+    Ok(())
+}
+
+/// Refuses what the kernels of dense attention do not do: anything but softmax over a band of contiguous keys.
+pub(super) fn has_contiguous_band(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
+    if problem.mechanism != Mechanism::Softmax {
+        return unsupported(format!("mechanism {}: {kernel} computes softmax only", problem.mechanism.name()));
+    }
+    if !matches!(problem.pattern, Pattern::Full | Pattern::Window { .. }) {
+        return unsupported(format!(
+            "pattern {}: {kernel} has full and window, causal or not (block_sparse has all)",
+            problem.pattern.name()
+        ));
+    }
+    if problem.kv_layout != KvLayout::Contiguous {
+        return unsupported(format!("a paged KV layout: {kernel} reads contiguous keys and values (paged does not)"));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ pub(crate) fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usiz
 }
 
 /// FlashAttention's own list as far as it is quick, and the smallest lengths.
-const LENGTHS: [(usize, usize); 14] = [
+pub(crate) const LENGTHS: [(usize, usize); 14] = [
     (1, 1),
     (1, 33),
     (64, 128),

@@ -7,6 +7,7 @@ use attn_kernels::input;
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 use attn_kernels::tensor::{TensorName, TensorSet};
 
+use super::flash::LENGTHS;
 use super::{check, prepared, shim};
 
 fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
@@ -38,24 +39,6 @@ fn irregular_lengths(kernel: &dyn CudaKernel) {
         }
     }
 }
-
-/// FlashAttention's own list as far as it is quick, and the smallest lengths.
-const LENGTHS: [(usize, usize); 14] = [
-    (1, 1),
-    (1, 33),
-    (64, 128),
-    (128, 192),
-    (239, 1),
-    (300, 3),
-    (113, 203),
-    (113, 128),
-    (128, 217),
-    (113, 211),
-    (108, 256),
-    (256, 100),
-    (129, 127),
-    (257, 258),
-];
 
 /// Both ways to sum dQ, in every kernel that has the problem.
 fn check_both(problem: &AttentionProblem) {
