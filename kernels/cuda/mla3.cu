@@ -260,10 +260,4 @@ mla3(const GRID_CONSTANT TensorMap k_map, Global<const u16> q, Global<u16> o, Gl
 }
 ENTRY(mla3)
 
-KERNEL(COMBINE_WARPS * 32, 1)
-combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const f32> sinks, Global<const Sequence> sequences, Global<const WorkItem> tiles, Geometry geometry,
-        i32 splits) {
-    combine_rows<Element, ROWS, DIM_V>(partial_o, partial_lse, o, lse, sinks, sequences, tiles, geometry, splits);
-}
-ENTRY(combine)
+#include "combine.cuh"

@@ -18,10 +18,4 @@ split_kv(Global<const u16> q, Global<const Stored> k, Global<const Stored> v, Gl
 }
 ENTRY(split_kv)
 
-KERNEL(COMBINE_WARPS * 32, 1)
-combine(Global<const f32> partial_o, Global<const f32> partial_lse, Global<u16> o, Global<f32> lse,
-        Global<const f32> sinks, Global<const Sequence> sequences, Global<const WorkItem> tiles, Geometry geometry,
-        i32 splits) {
-    combine_rows<Element, ROWS, DIM_V>(partial_o, partial_lse, o, lse, sinks, sequences, tiles, geometry, splits);
-}
-ENTRY(combine)
+#include "combine.cuh"

@@ -39,6 +39,7 @@ pub const HEADERS: &[Header] = &[
     header!("flash_bwd.cuh"),
     header!("partials.cuh"),
     header!("decode.cuh"),
+    header!("combine.cuh"),
     header!("product.cuh"),
     header!("hopper.cuh"),
     header!("linear.cuh"),
