@@ -35,6 +35,16 @@ pub struct Rules {
     pub notes: Vec<String>,
 }
 
+/// By what finished runs are judged.
+pub struct RunRules {
+    /// The constants of the decision.
+    pub policy: Policy,
+    /// Acceptances that count on that day for these commits.
+    pub acceptances: Vec<Acceptance>,
+    /// What a reader should know of all this.
+    pub notes: Vec<String>,
+}
+
 /// Why there are no rules.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
@@ -110,16 +120,7 @@ impl RuleSource<'_> {
         let mut suite = base_suite;
         suite.cases.retain(|case| of_head.contains(&case.key()));
 
-        let policy = match policy {
-            Some(policy) => policy,
-            None => match self.text(POLICY_FILE)? {
-                Some(text) => Policy::from_toml(&text, &self.named(POLICY_FILE))?,
-                None => {
-                    notes.push(format!("base has no {POLICY_FILE}: the default policy decides"));
-                    Policy::default()
-                }
-            },
-        };
+        let policy = self.policy(policy, &mut notes)?;
         let acceptances = self.acceptances(&mut notes)?;
         let file = calibration_file(self.device, &suite.name);
         let calibration = match self.sources.file(self.base, &file, MAX_CALIBRATION_BYTES)? {
@@ -135,6 +136,28 @@ impl RuleSource<'_> {
         Ok(Rules { suite, new, removed, policy, acceptances, calibration, notes })
     }
 
+    /// What base says of runs that were measured before, with a policy that overrides its own, where one is given.
+    ///
+    /// # Errors
+    /// [`RulesError`].
+    pub fn read_for_runs(&self, policy: Option<Policy>) -> Result<RunRules, RulesError> {
+        let mut notes = Vec::new();
+        let policy = self.policy(policy, &mut notes)?;
+        let acceptances = self.acceptances(&mut notes)?;
+        Ok(RunRules { policy, acceptances, notes })
+    }
+
+    fn policy(&self, given: Option<Policy>, notes: &mut Vec<String>) -> Result<Policy, RulesError> {
+        if let Some(policy) = given {
+            return Ok(policy);
+        }
+        if let Some(text) = self.text(POLICY_FILE)? {
+            return Ok(Policy::from_toml(&text, &self.named(POLICY_FILE))?);
+        }
+        notes.push(format!("base has no {POLICY_FILE}: the default policy decides"));
+        Ok(Policy::default())
+    }
+
     fn suite(&self, file: &str, snapshot: &Snapshot) -> Result<Option<Suite>, RulesError> {
         let Some(bytes) = self.sources.file(snapshot, file, MAX_RULE_BYTES)? else { return Ok(None) };
         let name = file.rsplit('/').next().unwrap_or(file).trim_end_matches(".toml");
@@ -148,7 +171,8 @@ impl RuleSource<'_> {
         Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn named(&self, file: &str) -> String {
+    /// How messages call a file of base.
+    pub(crate) fn named(&self, file: &str) -> String {
         format!("{}:{file}", short(self.base))
     }
 
@@ -177,7 +201,6 @@ impl RuleSource<'_> {
     }
 }
 
-/// The path of a suite in the repository.
 /// The path of a suite from the repository's root.
 ///
 /// # Errors

@@ -3,15 +3,16 @@
 pub(super) mod against;
 mod deterministic;
 pub(super) mod pairs;
+mod stored;
 
 use std::path::PathBuf;
 
 use anyhow::bail;
 
-use super::compare::{Common, load_record};
+use super::compare::Common;
 use super::report::Target;
 use super::{Exit, terminal};
-use crate::gate::outcome::{GateReport, judge};
+use crate::gate::outcome::GateReport;
 use crate::report::comparison;
 use crate::store::history::{GateEntry, open, shown};
 
@@ -28,7 +29,8 @@ Examples:
 
 In pairs, base and head are built apart and measured in turns on this device. Suite, policy
 (ci/gate.toml), acceptances (ci/acceptances.toml) and calibration (ci/calibration/) are those of
-base: a change cannot move its own goalposts.
+base: a change cannot move its own goalposts. Finished runs are judged by base's policy and
+acceptances too, and by its copy of a baseline that is named and not given as a file.
 
 Exit codes: 0 pass, 1 a regression, 2 usage or bad input, 3 undecided, 4 not comparable, 5 cases
 failed to run; where several apply, the first of 2, 1, 5, 4, 3, 0.")]
@@ -39,11 +41,12 @@ pub struct Args {
     /// Baseline: a file, or `[DEVICE/]SUITE` in the directory of baselines
     #[arg(long, value_name = "NAME|PATH", requires = "records")]
     baseline: Option<String>,
-    /// Commit to measure the working tree against [default: the merge base with the target branch]
-    #[arg(long, value_name = "REF", conflicts_with = "records")]
+    /// Base: the commit to measure the working tree against, or whose rules judge finished runs
+    /// [default: the merge base with the target branch]
+    #[arg(long, value_name = "REF")]
     against: Option<String>,
     /// Branch that the change is for [default: the one of the CI job, else the server's default branch]
-    #[arg(long, value_name = "BRANCH", conflicts_with_all = ["records", "against"])]
+    #[arg(long, value_name = "BRANCH", conflicts_with = "against")]
     target: Option<String>,
     #[command(flatten)]
     pairs: pairs::Options,
@@ -87,17 +90,10 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
     if args.deterministic {
         return deterministic::run(&args);
     }
-    let Some(baseline) = &args.baseline else { return against::run(&args) };
-    let mut policy = args.common.policy()?.unwrap_or_default();
-    args.override_in(&mut policy)?;
-    let heads = args.records.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let baseline = args.common.baseline(baseline)?;
-    let report = GateReport { command: command_line(), ..judge(&heads, &baseline, &policy, args.strict)? };
-    print(&args, &report)?;
-    let commit = |commits: &[String]| commits.last().cloned();
-    let (base, head) = (commit(&report.comparison.base.commits), commit(&report.comparison.head.commits));
-    keep(&args, &report, base, head)?;
-    Ok(report.exit())
+    match &args.baseline {
+        Some(baseline) => stored::run(&args, baseline),
+        None => against::run(&args),
+    }
 }
 
 impl Args {

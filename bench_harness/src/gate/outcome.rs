@@ -70,7 +70,8 @@ pub struct PairResults<'a> {
     pub is_complete: bool,
 }
 
-/// Judges runs of head, usually one, against a stored baseline. `strict` makes every inconclusive case count.
+/// Judges runs of head, usually one, against a stored baseline, but for what was accepted. `strict` makes every inconclusive
+/// case count.
 ///
 /// # Errors
 /// No head, or heads that are no sessions of one kind: other suites, other fingerprints, one run twice.
@@ -78,12 +79,14 @@ pub fn judge(
     heads: &[Record],
     baseline: &Baseline,
     policy: &Policy,
+    acceptances: &[Acceptance],
     strict: bool,
 ) -> Result<GateReport, BaselineError> {
     let head = Baseline::from_records(&baseline.device, heads)?;
-    let comparison = compare(baseline, &head, policy);
+    let mut comparison = compare(baseline, &head, policy);
+    let accepted = acceptance::apply(&mut comparison, acceptances);
     let is_complete = head.sessions.iter().all(|session| session.complete);
-    Ok(report(comparison, is_complete, policy, strict))
+    Ok(report_all(comparison, Vec::new(), accepted, is_complete, policy, strict))
 }
 
 /// Judges pairs: latency by the state machine's findings, everything else as ever, families, controls, acceptances.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::compare::baseline::BASELINE_VERSION;
 use crate::compare::{Baseline, BaselineError};
-use crate::files::{self, DocumentKind, FileError};
+use crate::files::{self, Action, DocumentKind, FileError};
 use crate::record::Record;
 
 /// What a baseline file is.
@@ -214,6 +214,19 @@ impl BaselineStore {
         names.sort();
         Ok(names)
     }
+}
+
+/// Reads the baseline of a file's bytes, which `path` names in errors.
+///
+/// # Errors
+/// As [`load_file`].
+pub fn parse(bytes: &[u8], path: &Path) -> Result<Baseline, FileError> {
+    files::parse_document(&BASELINE, bytes).map_err(|problem| FileError {
+        action: Action::Read,
+        kind: BASELINE.name,
+        path: path.to_owned(),
+        problem,
+    })
 }
 
 /// Reads the baseline of a file.

@@ -27,7 +27,7 @@ impl Input {
         if let Some(base) = &args.base {
             let policy = load_policy(args.policy.as_deref())?.unwrap_or_default();
             let heads = args.inputs.iter().map(|path| load_record(path)).collect::<anyhow::Result<Vec<_>>>()?;
-            return Ok(Input::Gate(judge(&heads, &side(base, &args.baselines)?, &policy, false)?));
+            return Ok(Input::Gate(judge(&heads, &side(base, &args.baselines)?, &policy, &[], false)?));
         }
         let [path] = args.inputs.as_slice() else {
             bail!(

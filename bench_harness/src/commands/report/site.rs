@@ -84,7 +84,7 @@ fn read(args: &Args) -> anyhow::Result<(Vec<Record>, Option<GateReport>)> {
     }
     if let Some(base) = &args.base {
         let policy = load_policy(args.policy.as_deref())?.unwrap_or_default();
-        gate = Some(judge(&runs, &side(base, &args.baselines)?, &policy, false)?);
+        gate = Some(judge(&runs, &side(base, &args.baselines)?, &policy, &[], false)?);
         // A baseline has no samples: then there is but head to show.
         if let Ok(base) = load_record(Path::new(base)) {
             runs.insert(0, base);

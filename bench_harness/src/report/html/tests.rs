@@ -35,7 +35,7 @@ fn hostile_files() -> Vec<SiteFile> {
     };
     let runs = [record("base", "a"), record("head", "b")];
     let base = crate::compare::Baseline::from_records("", &runs[..1]).unwrap();
-    let gate = judge(&runs[1..], &base, &Policy::default(), false).unwrap();
+    let gate = judge(&runs[1..], &base, &Policy::default(), &[], false).unwrap();
     let devices = compare_devices(&runs, &BTreeMap::new()).unwrap();
     let key =
         SeriesKey { suite: HOSTILE.into(), case: HOSTILE.into(), metric: HOSTILE.into(), machine: HOSTILE.into() };
