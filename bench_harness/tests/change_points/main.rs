@@ -23,7 +23,7 @@ fn clean_series_are_clean_in_every_noise() {
     for noise in Noise::ALL {
         let most = match noise {
             // A random walk has levels that stay: stated, not promised.
-            Noise::Walk => 80,
+            Noise::Walk => 60,
             // A series may end within an excursion, and few of them last longer than any that is recognised.
             Noise::LongExcursions => 14,
             _ => 10,

@@ -30,11 +30,15 @@ pub(crate) enum Noise {
     GentleTrend,
     /// White noise; three times in a series values are 5 % slower in a row, 8 on average, without a limit.
     LongExcursions,
+    /// White noise on waves of 1 % amplitude, half a period to four a series.
+    Waves,
+    /// White noise of 0.5 % in the first half of a series and of 2 % in the second.
+    Noisier,
 }
 
 impl Noise {
     /// Every kind, in the order of tables.
-    pub(crate) const ALL: [Noise; 11] = [
+    pub(crate) const ALL: [Noise; 13] = [
         Noise::White,
         Noise::HeavyTailed,
         Noise::Spiky,
@@ -46,6 +50,8 @@ impl Noise {
         Noise::Walk,
         Noise::GentleTrend,
         Noise::LongExcursions,
+        Noise::Waves,
+        Noise::Noisier,
     ];
 
     /// What it is, in a table.
@@ -62,6 +68,8 @@ impl Noise {
             Noise::Walk => "random walk, 0.1 % a value",
             Noise::GentleTrend => "trend of 1 % over the series",
             Noise::LongExcursions => "3 excursions of +5 %, geometric, mean 8",
+            Noise::Waves => "up to 4 waves of 1 % amplitude",
+            Noise::Noisier => "white, 0.5 %, then 2 %",
         }
     }
 
@@ -120,6 +128,15 @@ impl Noise {
             Noise::Wave => {
                 let phase = rng.random::<f64>();
                 add(&mut values, |x| 0.01 * (std::f64::consts::TAU * (x + phase)).sin());
+            }
+            Noise::Waves => {
+                let (periods, phase) = (0.5 + 3.5 * rng.random::<f64>(), rng.random::<f64>());
+                add(&mut values, |x| 0.01 * (std::f64::consts::TAU * (periods * x + phase)).sin());
+            }
+            Noise::Noisier => {
+                for (t, value) in values.iter_mut().enumerate() {
+                    *value = 1.0 + (*value - 1.0) * if t < n / 2 { 0.5 } else { 2.0 };
+                }
             }
             Noise::Walk => {
                 let mut level = 0.0;

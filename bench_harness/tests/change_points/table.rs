@@ -44,6 +44,8 @@ fn main() {
         (Noise::Bimodal, 0.03),
         (Noise::Excursions, 0.03),
         (Noise::Trend, 0.03),
+        (Noise::Waves, 0.03),
+        (Noise::Noisier, 0.03),
         (Noise::White, 0.3),
     ]
     .into();

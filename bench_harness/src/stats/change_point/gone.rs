@@ -7,8 +7,9 @@
 
 use std::cell::OnceCell;
 
+use super::series::Series;
 use super::short_memory::RunningSums;
-use super::{PROVISIONAL, SHORTEST_LEVEL, Series, outliers};
+use super::{PROVISIONAL, SHORTEST_LEVEL, outliers};
 
 /// Longest plateau that is an excursion, in values,
 const LONGEST_PLATEAU: usize = 50;
