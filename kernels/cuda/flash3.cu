@@ -16,12 +16,12 @@
 // multiprocessor is 0.27 ps. With perfect overlap the products rule at d128 (exponentials take 42 % of their time) and at d64
 // just so (83 %). Keys and values are read once for ROWS rows: 128 FLOPs a byte of the second-level cache at d128.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, VARIANT (0, 1: see geometry.cuh).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, SLOTS (of K, and of V), VARIANT (0, 1: see geometry.cuh).
 #include "hopper.cuh"
 
 using Element = ELEMENT;
 
-constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
+constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = SLOTS;
 // Registers of the warpgroup that copies and of those that compute; together no more than a multiprocessor has.
 constexpr int COPY_REGISTERS = MATH == 2 ? 40 : 32, MATH_REGISTERS = MATH == 2 ? 232 : 160;
 // Weights may grow to 2^SLACK before rows are scaled (FlashAttention-4 has the same): far from the largest f16, and sums are f32.
