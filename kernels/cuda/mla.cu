@@ -72,14 +72,11 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
     for (u32 slot = 0; slot + 1 < SLOTS; slot++) fetch(first + slot * KEYS, slot);
     u32 slot = 0;
     for (int key = first; key < end; key += KEYS) {
-        // With several slots, this tile's rows are here. Everybody is done with the latent rows and the weights before.
-        if (SLOTS > 1) copy_async_wait<(SLOTS > 1 ? SLOTS - 2 : 0)>();
+        // Everybody is done with the latent rows and the weights before.
         sync_threads();
         fetch(key + (SLOTS - 1) * KEYS, slot == 0 ? SLOTS - 1 : slot - 1);
-        if (SLOTS == 1) {
-            copy_async_wait<0>();
-            sync_threads();
-        }
+        copy_async_wait<SLOTS - 1>();
+        sync_threads();
         const KTile k_tile{ring + slot * KTile::BYTES};
         slot = slot == SLOTS - 1 ? 0 : slot + 1;
 

@@ -52,7 +52,7 @@ pub(super) const CLASSES: &[TileClass] = &[
     keys("backward d192", &[32, 64, 4, 2, 2, 1], &[&[64, 64, 4, 2, 2, 1]]),
     keys("backward d192 general", &[32, 64, 4, 2, 2, 1], &[]),
     queries("backward d192 deterministic", &[4, 32], &[&[8, 32]]),
-    keys("backward d256", &[32, 64, 4, 2, 2, 1], &[]),
+    keys("backward d256", &[32, 64, 4, 2, 2, 1], &[&[64, 64, 4, 2, 2, 1]]),
     keys("backward d256 general", &[32, 64, 4, 2, 2, 1], &[]),
     queries("backward d256 deterministic", &[4, 32], &[]),
 ];

@@ -37,6 +37,8 @@ pub const HEADERS: &[Header] = &[
     header!("geometry.cuh"),
     header!("attend.cuh"),
     header!("flash_bwd.cuh"),
+    header!("flash_bwd_keys.cuh"),
+    header!("flash_bwd_queries.cuh"),
     header!("partials.cuh"),
     header!("decode.cuh"),
     header!("combine.cuh"),
