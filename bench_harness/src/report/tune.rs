@@ -45,14 +45,16 @@ pub fn fits(architecture: &str, fits: &[Fit], style: Style) -> String {
     let mut out = vec![architecture.to_owned()];
     for of_class in fits.chunk_by(|a, b| (&a.kernel, &a.class) == (&b.kernel, &b.class)) {
         let name_width = of_class.iter().map(|fit| fit.tiles.len()).max().unwrap_or(0);
-        let heads: String = FIGURES.iter().map(|(head, _)| format!("  {head}")).collect();
+        let widths = FIGURES.iter().map(|(head, _)| head.len());
+        let gap = if name_width + widths.map(|width| width + 2).sum::<usize>() <= style.width { "  " } else { " " };
+        let heads: String = FIGURES.iter().map(|(head, _)| format!("{gap}{head}")).collect();
         out.push(String::new());
         out.push(style.bold(&format!("{} {}", of_class[0].kernel, of_class[0].class)));
         out.push(format!("{:name_width$}{heads}", "tiles"));
         for fit in of_class {
             let figure = |&(head, of): &(&str, fn(&Takes) -> u32)| {
                 let figure = fit.takes.as_ref().map_or(String::new(), |takes| of(takes).to_string());
-                format!("  {figure:>width$}", width = head.len())
+                format!("{gap}{figure:>width$}", width = head.len())
             };
             let line = format!("{:name_width$}{}", fit.tiles, FIGURES.iter().map(figure).collect::<String>());
             let note = match (&fit.impossible, fit.is_taken) {
@@ -162,7 +164,9 @@ mod tests {
                 "d128 plain",
                 "rows128-keys128-warps8",
                 None,
-                Some("unsupported: a device with 166912 bytes of shared memory a block: flash needs 262144 for these head dimensions"),
+                Some(
+                    "unsupported: a device with 166912 bytes of shared memory a block: flash needs 262144 for these head dimensions",
+                ),
             ),
             fit(backward, "rows64-keys128-warps4-sides2-dq2-blocks1", Some(takes(256, 1, 0)), None),
             fit(

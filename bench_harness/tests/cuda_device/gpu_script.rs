@@ -62,8 +62,16 @@ fn every_step_runs_and_keeps_its_records() {
     // How long a kernel of a known length takes here is for the machine's load to say, and so is what differs between two
     // runs. What the sanitizer found is a failure of its own, although what it watched went well.
     assert.code(1);
-    for line in ["ok   devices", "ok   correctness", "ok   peers", "ok   aa-a", "ok   aa-b", "ok   energy", "ok   tune-flash", "ok   ci"]
-    {
+    for line in [
+        "ok   devices",
+        "ok   correctness",
+        "ok   peers",
+        "ok   aa-a",
+        "ok   aa-b",
+        "ok   energy",
+        "ok   tune-flash",
+        "ok   ci",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
     assert!(said.contains("2 of 2 cases measured"), "{said}");
@@ -78,7 +86,18 @@ fn every_step_runs_and_keeps_its_records() {
     assert!(said.contains("FAIL memcheck: its log has what it found"), "{said}");
     assert!(said.contains("ERROR SUMMARY: 2 errors"), "{said}");
     assert_eq!(std::fs::read_to_string(out.join("summary.txt")).expect("a summary"), said);
-    for name in ["correctness", "peers", "example", "aa-a", "aa-b", "energy", "tune-flash.screen", "ci", "memcheck", "racecheck"] {
+    for name in [
+        "correctness",
+        "peers",
+        "example",
+        "aa-a",
+        "aa-b",
+        "energy",
+        "tune-flash.screen",
+        "ci",
+        "memcheck",
+        "racecheck",
+    ] {
         let text = std::fs::read_to_string(out.join(format!("{name}.json"))).unwrap_or_else(|e| panic!("{name}: {e}"));
         let record: serde_json::Value = serde_json::from_str(&text).expect("records are JSON");
         assert_eq!(record["fingerprint"]["gpu_model"], "attnbench emulated device", "{name}");

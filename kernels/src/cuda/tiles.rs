@@ -114,7 +114,9 @@ pub(super) fn find_class(table: &'static [TileClass], name: &str) -> Option<&'st
 pub(super) fn check(kernel: &str, class: Option<&TileClass>, tiles: Tiles) -> Result<(), KernelError> {
     match class {
         Some(class) => class.check(kernel, tiles),
-        None => Err(KernelError::Unsupported(format!("tiles {tiles}: {kernel} has no choice of tiles for this problem"))),
+        None => {
+            Err(KernelError::Unsupported(format!("tiles {tiles}: {kernel} has no choice of tiles for this problem")))
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! `flash` and `flash1`: lengths, masks, head dimensions, layouts.
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
-use attn_kernels::cuda::CudaKernel;
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::pattern::Visibility;
 use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
