@@ -12,11 +12,13 @@
 #   example      a kernel that is not built in, from its source (kernels/cuda/examples)
 #   aa           two runs of the kernels of cuda_peers.toml, which must agree: whatever differs is noise
 #   energy       energy a call and the memory's activity, of some cases
+#   tune         which tiles the kernels should take: candidates of tune.toml, and those that seem faster once more
 #   suites       the suites, in bf16
 #   sanitizer    compute-sanitizer over small problems, where it is installed
 #
 # Options: --binary ATTNBENCH (target/release/attnbench)   --device DEVICE (cuda:0)      --include GLOB (cases)
 #          --suites "A B" (of the step suites)             --suite-folder FOLDER (suites)
+#          --tune-kernels "A B" (of the step tune; all)    --tiles GLOB (of the step tune: these candidates)
 #          --seconds N (540: all steps together, and none takes more than two thirds of what is left to those after it)
 #          --pack (for machines that give few files back: FOLDER gets summary.txt and results.tar.gz, renewed after each step)
 #
@@ -25,7 +27,7 @@
 # arguments. It changes no setting of the GPU.
 set -uo pipefail
 
-STEPS="devices selftest correctness peers example aa energy suites sanitizer"
+STEPS="devices selftest correctness peers example aa energy tune suites sanitizer"
 # Seconds that are kept for the end: a run that is told to stop finishes its case.
 MARGIN=15
 
@@ -40,11 +42,13 @@ seconds=540
 suites="ci quickstart decode prefill head_sharing sparse linear long_context"
 suite_folder=suites
 include=()
+tune_kernels="flash3 flash split_kv paged mla block_sparse linear linformer"
+tiles=()
 is_packed=
 while [ $# -gt 0 ]; do
     case "$1" in
     --pack) is_packed=yes && shift && continue ;;
-    --binary | --device | --seconds | --suites | --suite-folder | --include) [ $# -ge 2 ] || usage ;;
+    --binary | --device | --seconds | --suites | --suite-folder | --include | --tune-kernels | --tiles) [ $# -ge 2 ] || usage ;;
     -*) usage ;;
     *) break ;;
     esac
@@ -55,6 +59,8 @@ while [ $# -gt 0 ]; do
     --suites) suites=$2 ;;
     --suite-folder) suite_folder=$(realpath -m "$2") ;;
     --include) include+=(--include "$2") ;;
+    --tune-kernels) tune_kernels=$2 ;;
+    --tiles) tiles+=(--tiles "$2") ;;
     esac
     shift 2
 done
@@ -202,6 +208,22 @@ PYTHON
 
 step_energy() {
     measure energy cuda_peers --exclude 'torch/*' --exclude '*/q[12]*' --rounds 1 --energy
+}
+
+# A run a kernel: a step that is cut has chosen for the kernels before. The records of the rounds lie beside the choices.
+step_tune() {
+    local kernel cases suite=$suite_folder/tune.toml
+    cases=$("$binary" run "$suite" --device "$device" --dry-run "${include[@]}" 2>&1)
+    for kernel in $tune_kernels; do
+        rm -f "$out/tune-$kernel".{toml,log} "$out/tune-$kernel".{screen,confirmation}.json*
+        if [[ $cases != *"cuda/$kernel/"* ]]; then
+            say "none tune-$kernel: the selection leaves no case of it"
+            continue
+        fi
+        attempt "tune-$kernel" "$binary" tune "$suite" --device "$device" --kernel "$kernel" --out "$out/tune-$kernel.toml" \
+            "${tiles[@]}" "${include[@]}"
+        grep -hE '^ +(take another|keep):' "$out/tune-$kernel.log" 2>/dev/null | quote
+    done
 }
 
 step_suites() {

@@ -10,20 +10,23 @@
 // too much lies before the keys, never behind them. Only tiles at the edges of the pattern are masked. Heads that share keys are
 // packed into a tile where one head's queries do not fill it: row r is query r / 2^pack, head r % 2^pack.
 //
-// Tiles (ROWS x KEYS): d64, d128 and 192:128 128 x 128, d256 128 x 64; two slots of K and of V. A block has a multiprocessor to
-// itself: 384 threads, with 40 registers each where they copy and 232 where they compute.
+// Tiles (ROWS x KEYS): d64, d128 and 192:128 128 x 128, d256 128 x 64; two slots of K and of V; candidates beside them are in
+// src/cuda/flash3.rs. A block has a multiprocessor to itself: 384 threads, with 40 registers each where they copy and 232 where
+// they compute, or 512 with 32 and 160.
 // Floor on an H200, a score: 4 d FLOPs at 790 TFLOP/s are 0.65 ps at d128 and 0.32 ps at d64; an exponential at 16 a cycle and
 // multiprocessor is 0.27 ps. With perfect overlap the products rule at d128 (exponentials take 42 % of their time) and at d64
 // just so (83 %). Keys and values are read once for ROWS rows: 128 FLOPs a byte of the second-level cache at d128.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, VARIANT (0, 1: see geometry.cuh).
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, SLOTS (of K, and of V), VARIANT (0, 1: see geometry.cuh).
 #include "hopper.cuh"
 
 using Element = ELEMENT;
 
-constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
+constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = SLOTS;
 // Registers of the warpgroup that copies and of those that compute; together no more than a multiprocessor has.
 constexpr int COPY_REGISTERS = MATH == 2 ? 40 : 32, MATH_REGISTERS = MATH == 2 ? 232 : 160;
+static_assert(ROWS == 64 * MATH && (MATH == 2 || MATH == 3), "registers are shared out among two or three warpgroups");
+static_assert(KEYS % 16 == 0 && KEYS <= 256 && STAGES >= 2, "weights are whole operands, and the next keys come beside these");
 // Weights may grow to 2^SLACK before rows are scaled (FlashAttention-4 has the same): far from the largest f16, and sums are f32.
 constexpr int SLACK = 8;
 // Named barriers: rows were cleared; whose turn it is to issue.

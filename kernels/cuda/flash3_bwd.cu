@@ -2,7 +2,7 @@
 // of dQ. What is computed, and the kernels before and after this one, are in `flash_bwd.cu`.
 //
 // A block holds KEYS keys and values of one KV head, and 64 of them in each of two warpgroups, with dK and dV in registers. A
-// third warpgroup copies: Q and dO of ROWS queries by tensor maps, and the rows' sums, into rings of two slots, over all query
+// third warpgroup copies: Q and dO of ROWS queries by tensor maps, and the rows' sums, into rings of SLOTS slots, over all query
 // heads of the group. Scores are transposed, S^T = K Q^T: P^T and dS^T are the left sides of dV and dK as they lie in registers,
 // and only dS^T goes through shared memory, where both warpgroups meet once a tile: each computes one half of dQ from all of it.
 // It has two slots, so that the next may be written while products still read one.
@@ -17,13 +17,13 @@
 // shared memory a pair of tiles reads, at d128, 48 KB of left sides and 192 KB of right sides: 1920 of the 2560 cycles that its
 // products take. At d64 products take 0.81 ps, a third of it exponentials.
 //
-// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS. There is no variant with a softcap, which would spill registers.
+// Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, SLOTS. There is no variant with a softcap, which would spill registers.
 #include "flash_bwd.cuh"
 #include "hopper.cuh"
 
 using Element = ELEMENT;
 
-constexpr int MATH = KEYS / 64, THREADS = 128 * (MATH + 1), STAGES = 2;
+constexpr int MATH = KEYS / 64, THREADS = 128 * (MATH + 1), STAGES = SLOTS;
 // Registers of the warpgroup that copies and of those that compute; together no more than 168 each, which the launch has.
 constexpr int COPY_REGISTERS = ROWS == 128 ? 24 : 40, MATH_REGISTERS = ROWS == 128 ? 240 : 232;
 // Named barriers of the warpgroups that compute: dS^T is there; rows were cleared.

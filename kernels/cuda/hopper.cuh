@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attend.cuh"
+#include "wgmma.cuh"
 
 // Which slot of a ring is next, and the parity of its phase.
 template <int STAGES> struct RingPlace {
@@ -47,7 +48,7 @@ DEVICE void start_scores(f32 (&s)[TILE_KEYS / 8][4], Tile<TILE_ROWS, DIM> q, u32
 #pragma unroll
     for (int step = 0; step < DIM / 16; step++) {
         const u32 panel = step / 4, column = step % 4 * 32;
-        Element::template multiply_tiles<TILE_KEYS, false, false>(
+        multiply_widths<Element, TILE_KEYS>(
             s, matrix_descriptor(q.base + panel * q.PANEL_BYTES + row * 128 + column, 0),
             matrix_descriptor(k.base + panel * k.PANEL_BYTES + column, 0), step > 0);
     }

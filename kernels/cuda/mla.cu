@@ -11,18 +11,18 @@
 // Floor on an A100, a tile: 8.9 MFLOP, 4352 cycles at the full rate of mma.m16n8k16; 74 KB of latent rows, 6300 cycles at 1.8
 // TB/s; 4096 exponentials, 256 cycles. So the copy rules up to 64 heads times queries, and the products from 128 on.
 //
-// Defines: ELEMENT (Bf16, F16).
+// Defines: ELEMENT (Bf16, F16), KEYS, SLOTS (of latent rows).
 #include "attend.cuh"
 #include "partials.cuh"
 
 using Element = ELEMENT;
-constexpr int DIM_QK = 576, DIM_V = 512, ROWS = 64, KEYS = 64, WARPS = 8, THREADS = WARPS * 32;
+constexpr int DIM_QK = 576, DIM_V = 512, ROWS = 64, WARPS = 8, THREADS = WARPS * 32;
 constexpr int HALF_KEYS = KEYS / 2, HALF_COLUMNS = DIM_V / 2;
 using QTile = Tile<ROWS, DIM_QK>;
 using KTile = Tile<KEYS, DIM_QK>;
 using PTile = Tile<ROWS, KEYS>;
 
-// Grid: splits * row tiles * batch, splits fastest. Shared memory: Q, latent rows, P, and two numbers a row and half.
+// Grid: splits * row tiles * batch, splits fastest. Shared memory: Q, the slots of latent rows, P, and two numbers a row and half.
 KERNEL(THREADS, 1)
 mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Global<const Sequence> sequences,
     Global<const WorkItem> items, Geometry geometry, Global<f32> partial_o, Global<f32> partial_lse, i32 splits,
@@ -39,8 +39,8 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
     o = o + sequence.o;
 
     const QTile q_tile{shared_memory()};
-    const KTile k_tile{q_tile.base + QTile::BYTES};
-    const PTile p_tile{k_tile.base + KTile::BYTES};
+    const u32 ring = q_tile.base + QTile::BYTES;
+    const PTile p_tile{ring + SLOTS * KTile::BYTES};
     const u32 exchange = p_tile.base + PTile::BYTES;
 
     const int last_query = (first_row + row_count - 1) / group;
@@ -58,19 +58,27 @@ mla(Global<const u16> q, Global<const u16> k, Global<u16> o, Global<f32> lse, Gl
     clear(out);
     f32 largest[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f};
     const f32 factor = exponent_scale(geometry, false);
+    const auto fetch = [&](int key, u32 slot) {
+        if (key < end)
+            KTile{ring + slot * KTile::BYTES}.copy_rows<THREADS>(k, thread, key, end, geometry.dim_qk, [&](int row) {
+                const int token = min_i32(row, end - 1);
+                if (geometry.page_size == 0) return token * geometry.k.token;
+                const int page = token / geometry.page_size;
+                const i64 found = load(page_table, i64(number) * geometry.pages_a_sequence + page);
+                return (found * geometry.page_size + token - page * geometry.page_size) * geometry.k.token;
+            });
+        copy_async_commit();
+    };
+    for (u32 slot = 0; slot + 1 < SLOTS; slot++) fetch(first + slot * KEYS, slot);
+    u32 slot = 0;
     for (int key = first; key < end; key += KEYS) {
         // Everybody is done with the latent rows and the weights before.
         sync_threads();
-        k_tile.copy_rows<THREADS>(k, thread, key, end, geometry.dim_qk, [&](int row) {
-            const int token = min_i32(row, end - 1);
-            if (geometry.page_size == 0) return token * geometry.k.token;
-            const int page = token / geometry.page_size;
-            const i64 found = load(page_table, i64(number) * geometry.pages_a_sequence + page);
-            return (found * geometry.page_size + token - page * geometry.page_size) * geometry.k.token;
-        });
-        copy_async_commit();
-        copy_async_wait<0>();
+        fetch(key + (SLOTS - 1) * KEYS, slot == 0 ? SLOTS - 1 : slot - 1);
+        copy_async_wait<SLOTS - 1>();
         sync_threads();
+        const KTile k_tile{ring + slot * KTile::BYTES};
+        slot = slot == SLOTS - 1 ? 0 : slot + 1;
 
         f32 s[1][HALF_KEYS / 8][4];
         scores<Element, 1, HALF_KEYS, QTile, KTile, DIM_QK>(s, query_place(q_tile, warp_row, lane),

@@ -2,24 +2,24 @@
 // prefill is flash3.cu's.
 //
 // As in mla.cu, the heads of all queries are the rows of one product, and the keys of a sequence are shared out among blocks.
-// A block has 64 rows and three warpgroups. One copies: its first warp brings tiles of 64 latent rows by a tensor map over all
+// A block has 64 rows and three warpgroups. One copies: its first warp brings tiles of KEYS latent rows by a tensor map over all
 // rows of the cache, in boxes as large as pages allow. The second computes scores, softmax and the left half of O's columns;
 // the third computes the right half from weights that the second leaves in shared memory. The scores of the next tile are
 // issued before the weighted values of this one, so that the softmax runs beside two warpgroups' products.
 //
-// Tiles: 64 rows x 64 keys, d 576:512 (smaller ones in the same tile), two slots of latent rows, each in a left part (columns to
+// Tiles: 64 rows x 64 keys, d 576:512 (smaller ones in the same tile), as many slots of latent rows as fit, two of 64, each in a left part (columns to
 // 256) and a right one (the rest), which are given back apart. 225 KiB of shared memory: one block a multiprocessor.
 // Floor on an H200, a tile: 64 x 64 x (576 + 512) x 2 = 8.9 MFLOP, 2176 cycles at the full rate of wgmma and 2700 at 790
 // TFLOP/s of the device; 74 KB of latent rows, 3960 cycles at 4.3 TB/s; 4096 exponentials, 256 cycles. So up to 64 heads
 // times queries the copy rules; from 128 on, where two blocks read the same rows at about the same time and the second-level
 // cache serves one of them, the products do.
 //
-// Defines: ELEMENT (Bf16, F16).
+// Defines: ELEMENT (Bf16, F16), KEYS, SLOTS.
 #include "hopper.cuh"
 #include "partials.cuh"
 
 using Element = ELEMENT;
-constexpr int DIM_QK = 576, DIM_V = 512, ROWS = 64, KEYS = 64, STAGES = 2, THREADS = 384;
+constexpr int DIM_QK = 576, DIM_V = 512, ROWS = 64, STAGES = SLOTS, THREADS = 384;
 constexpr int HALF = DIM_V / 2, LEFT_PANELS = HALF / 64, RIGHT_PANELS = (DIM_QK - HALF) / 64;
 constexpr int COPY_REGISTERS = 40, MATH_REGISTERS = 232;
 // Weights may grow to 2^SLACK before rows are scaled, as in flash3.cu.
@@ -29,7 +29,9 @@ constexpr u32 BOTH = 1, LEFT_GROUP = 2, RIGHT_GROUP = 3;
 using QTile = Tile<ROWS, DIM_QK>;
 using KTile = Tile<KEYS, DIM_QK>;
 using VTile = Tile<KEYS, HALF>;
-using PTile = Tile<ROWS, KEYS>;
+// Whole panels, whatever the keys: what is behind them nobody reads.
+using PTile = Tile<ROWS, 64>;
+static_assert(KEYS == 64 || KEYS == 32, "weights of a tile are a panel, or half of one");
 
 // Shared memory: Q, the slots of latent rows, the weights, two numbers a row, barriers. All threads make this alike.
 struct Storage {

@@ -315,6 +315,7 @@ fn shipped_suites_load_and_their_kernels_support_their_cases() {
         "prefill",
         "quickstart",
         "sparse",
+        "tune",
     ];
     assert_eq!(names, expected);
     for suite in &suites {

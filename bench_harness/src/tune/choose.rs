@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn few() -> Vec<Contest> {
-        let globs = ["rows64-keys64-*", "rows128-keys32-warps8"].map(|glob| glob.parse().unwrap());
+        let globs = ["rows64-keys64-*", "rows128-keys64-warps8"].map(|glob| glob.parse().unwrap());
         contests(&suite(&IDS), &[], &globs).unwrap()
     }
 
@@ -235,7 +235,7 @@ mod tests {
         let contests = few();
         let times = |tiles: &str| match tiles {
             "rows64-keys64-warps4" => Some(900.0),
-            "rows128-keys32-warps8" => None,
+            "rows128-keys64-warps8" => None,
             _ => Some(1000.0),
         };
         let choices =
@@ -248,7 +248,7 @@ mod tests {
             let out = choice.screened.last().unwrap();
             assert_eq!(
                 (out.tiles.as_str(), out.reason.as_deref()),
-                ("rows128-keys32-warps8", Some("unsupported: no room"))
+                ("rows128-keys64-warps8", Some("unsupported: no room"))
             );
         }
     }

@@ -30,8 +30,10 @@ pub struct Fit {
 }
 
 /// What a launch takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Takes {
+    /// The launch's kernel: of a plan's launches, the one that takes most of a multiprocessor.
+    pub entry: &'static str,
     /// Threads a block.
     pub threads: u32,
     /// Registers a thread.
@@ -70,31 +72,38 @@ pub fn fits(nvrtc: &Nvrtc, contests: &[Contest], architecture: &str) -> Result<V
         let kernel = cuda::find(&contest.kernel).expect("a contest is of a kernel");
         let problem = &contest.cases[0].case.problem;
         match kernel.plan_with(problem, &multiprocessor.device, tiles) {
-            Err(error) => Ok(judged(contest, tiles, None, Some(error.to_string()))),
-            Ok(plan) => {
-                let (launch, compiled) = largest(nvrtc, &plan, architecture)?;
-                let takes = takes(&multiprocessor, launch, &compiled);
-                Ok(judged(contest, tiles, Some(takes), None))
-            }
+            Err(error) => Ok(judged(contest, tiles, &[], Some(error.to_string()))),
+            Ok(plan) => match launches(nvrtc, &plan, architecture, &multiprocessor) {
+                Ok(all) => Ok(judged(contest, tiles, &all, None)),
+                Err(ResourcesError::Serialised { message, .. }) => Ok(judged(contest, tiles, &[], Some(message))),
+                Err(error) => Err(error.into()),
+            },
         }
     };
     all.par_iter().map(of).collect()
 }
 
-/// The launch of most threads, which is the one that tiles are about, with what its kernel takes.
-fn largest<'p>(nvrtc: &Nvrtc, plan: &'p CudaPlan, architecture: &str) -> Result<(&'p Launch, Resources), FitError> {
-    let threads = |launch: &&Launch| launch.grid.iter().chain(&launch.block).map(|&n| u64::from(n)).product::<u64>();
-    let launch = plan.launches.iter().max_by_key(threads).expect("a plan launches something");
-    let compiled = resources::of_module(nvrtc, &plan.modules[launch.module], architecture, None)?;
-    let own =
-        compiled.into_iter().find(|kernel| kernel.entry == launch.entry).expect("the module has what is launched");
-    Ok((launch, own))
+/// What every launch of a plan takes.
+fn launches(
+    nvrtc: &Nvrtc,
+    plan: &CudaPlan,
+    architecture: &str,
+    multiprocessor: &Multiprocessor,
+) -> Result<Vec<Takes>, ResourcesError> {
+    let compile = |module| resources::of_module(nvrtc, module, architecture, None);
+    let compiled: Vec<Vec<Resources>> = plan.modules.iter().map(compile).collect::<Result<_, _>>()?;
+    let of = |launch: &Launch| {
+        let own = compiled[launch.module].iter().find(|kernel| kernel.entry == launch.entry);
+        takes(multiprocessor, launch, own.expect("the module has what is launched"))
+    };
+    Ok(plan.launches.iter().map(of).collect())
 }
 
 fn takes(multiprocessor: &Multiprocessor, launch: &Launch, compiled: &Resources) -> Takes {
     let threads = launch.block.iter().product();
     let shared_bytes = launch.shared_bytes + compiled.static_shared_bytes;
     Takes {
+        entry: launch.entry,
         threads,
         registers: compiled.registers,
         spill_bytes: compiled.spill_bytes,
@@ -104,13 +113,24 @@ fn takes(multiprocessor: &Multiprocessor, launch: &Launch, compiled: &Resources)
     }
 }
 
-fn judged(contest: &Contest, tiles: Tiles, takes: Option<Takes>, refusal: Option<String>) -> Fit {
-    let impossible = refusal.or_else(|| match takes? {
-        Takes { blocks_per_multiprocessor: 0, .. } => Some("not one block fits a multiprocessor".to_owned()),
-        Takes { spill_bytes, .. } if spill_bytes > 0 => Some(format!("spills {spill_bytes} bytes a thread")),
-        Takes { stack_bytes, .. } if stack_bytes > 0 => Some(format!("has a stack of {stack_bytes} bytes a thread")),
+/// A candidate, from what its launches take, or why there is no plan of it. A spill anywhere rules it out; shown is the launch that
+/// fills a multiprocessor with the fewest threads, the last of equal ones, which is what tiles are about.
+fn judged(contest: &Contest, tiles: Tiles, launches: &[Takes], refusal: Option<String>) -> Fit {
+    let flaw = |takes: &Takes| match takes {
+        Takes { entry, blocks_per_multiprocessor: 0, .. } => {
+            Some(format!("not one block of {entry} fits a multiprocessor"))
+        }
+        Takes { entry, spill_bytes, .. } if *spill_bytes > 0 => {
+            Some(format!("{entry} spills {spill_bytes} bytes a thread"))
+        }
+        Takes { entry, stack_bytes, .. } if *stack_bytes > 0 => {
+            Some(format!("{entry} has a stack of {stack_bytes} bytes a thread"))
+        }
         _ => None,
-    });
+    };
+    let impossible = refusal.or_else(|| launches.iter().find_map(flaw));
+    let resident = |takes: &&Takes| takes.threads * takes.blocks_per_multiprocessor;
+    let takes = launches.iter().rev().min_by_key(resident).cloned();
     let is_taken = tiles == contest.taken;
     let (kernel, class) = (contest.kernel.clone(), contest.class.clone());
     Fit { kernel, class, tiles: tiles.to_string(), is_taken, takes, impossible }
@@ -139,12 +159,30 @@ mod tests {
         };
         let fit = |registers: u32, spill_bytes: u32| {
             let takes = takes(&hopper, &plan.launches[0], &compiled(registers, spill_bytes));
-            judged(contest, contest.taken, Some(takes), None)
+            judged(contest, contest.taken, &[takes], None)
         };
         let good = fit(255, 0);
         assert_eq!((good.impossible, good.takes.unwrap().blocks_per_multiprocessor), (None, 2));
-        assert!(fit(255, 8).impossible.unwrap().contains("spills 8 bytes"));
-        let refused = judged(contest, contest.others[0], None, Some("too much".into()));
+        assert!(fit(255, 8).impossible.unwrap().contains("flash spills 8 bytes"));
+        let refused = judged(contest, contest.others[0], &[], Some("too much".into()));
         assert_eq!((refused.impossible.as_deref(), refused.is_taken), (Some("too much"), false));
+    }
+
+    #[test]
+    fn the_launch_that_takes_most_is_shown_and_a_spill_in_any_rules_out() {
+        let contest = &contests(&suite(&IDS), &[], &[]).unwrap()[0];
+        let launch = |entry, threads, blocks_per_multiprocessor, spill_bytes| Takes {
+            entry,
+            threads,
+            registers: 255,
+            spill_bytes,
+            stack_bytes: 0,
+            shared_bytes: 1024,
+            blocks_per_multiprocessor,
+        };
+        let all = [launch("rows", 256, 8, 0), launch("keys", 256, 1, 0), launch("sums", 128, 9, 4)];
+        let fit = judged(contest, contest.taken, &all, None);
+        assert_eq!(fit.takes.map(|takes| takes.entry), Some("keys"));
+        assert_eq!(fit.impossible.as_deref(), Some("sums spills 4 bytes a thread"));
     }
 }

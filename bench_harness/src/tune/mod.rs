@@ -9,7 +9,7 @@ pub mod choose;
 pub mod fit;
 
 use attn_kernels::cuda::tiles::{TILES_SEPARATOR, Tiles};
-use attn_kernels::cuda::{self, CUDA_KERNELS};
+use attn_kernels::cuda::{self, CUDA_KERNELS, CudaKernel};
 
 use crate::suite::{CaseGlob, MatrixInfo, PlannedCase, Suite};
 
@@ -46,11 +46,11 @@ impl Contest {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TuneError {
     /// A name that no kernel has.
-    #[error("tuning kernel `{0}`: there is none of that name with a choice of tiles; {with_choice} has one", with_choice = with_choice())]
+    #[error("tuning kernel `{0}`: there is none of that name with a choice of tiles; {with_choice} have one", with_choice = with_choice())]
     NoSuchKernel(String),
     /// No case of the suite is of a kernel with a choice.
     #[error(
-        "tuning suite `{suite}`: none of its {cases} selected cases has a choice of tiles; {with_choice} has one on CUDA \
+        "tuning suite `{suite}`: none of its {cases} selected cases has a choice of tiles; {with_choice} have one on CUDA \
          devices, for problems that it supports (most of them in bf16 and f16: --dtype bf16)",
         with_choice = with_choice()
     )]
@@ -62,9 +62,12 @@ pub enum TuneError {
     },
 }
 
+fn has_choice(kernel: &dyn CudaKernel) -> bool {
+    kernel.tile_classes().iter().any(|class| class.others().next().is_some())
+}
+
 fn with_choice() -> String {
-    let names = CUDA_KERNELS.iter().filter(|kernel| kernel.candidates().len() > 1).map(|kernel| kernel.name());
-    names.collect::<Vec<_>>().join(", ")
+    CUDA_KERNELS.iter().filter(|kernel| has_choice(**kernel)).map(|kernel| kernel.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// The contests among a suite's cases, in the suite's order: of the named kernels, or of all; among the candidates whose
@@ -73,9 +76,8 @@ fn with_choice() -> String {
 /// # Errors
 /// [`TuneError`].
 pub fn contests(suite: &Suite, kernels: &[String], tiles: &[CaseGlob]) -> Result<Vec<Contest>, TuneError> {
-    let has_choice =
-        |name: &str| CUDA_KERNELS.iter().any(|kernel| kernel.name() == name && kernel.candidates().len() > 1);
-    if let Some(unknown) = kernels.iter().find(|name| !has_choice(name)) {
+    let is_known = |name: &str| CUDA_KERNELS.iter().any(|kernel| kernel.name() == name && has_choice(*kernel));
+    if let Some(unknown) = kernels.iter().find(|name| !is_known(name)) {
         return Err(TuneError::NoSuchKernel(unknown.clone()));
     }
     let is_wanted = |name: &String| kernels.is_empty() || kernels.contains(name);
@@ -90,13 +92,11 @@ pub fn contests(suite: &Suite, kernels: &[String], tiles: &[CaseGlob]) -> Result
             contest.cases.push(case.clone());
             continue;
         }
-        let others =
-            kernel.candidates().iter().copied().filter(|other| *other != class.taken && matches(other)).collect();
         contests.push(Contest {
             kernel: kernel.name().to_owned(),
-            class: class.name,
-            taken: class.taken,
-            others,
+            class: class.name.to_owned(),
+            taken: class.taken(),
+            others: class.others().filter(matches).collect(),
             cases: vec![case.clone()],
         });
     }

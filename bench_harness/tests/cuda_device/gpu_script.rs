@@ -21,6 +21,7 @@ fn suites(folder: &Path) {
                      include = [\"cuda/flash/*\", \"torch/*\"]";
     suite("cuda_correctness", 1, "providers = \"cuda\"\nkernels = [\"naive\", \"flash\"]\ndtype = \"bf16\"");
     suite("cuda_peers", 1, providers);
+    suite("tune", 1, "providers = \"cuda\"\nkernels = [\"flash\", \"naive\"]\ndtype = \"bf16\"");
     // As suites for every device are: in f32, which `flash` does not compute there.
     suite("ci", 1, "kernels = \"flash\"");
 }
@@ -55,21 +56,48 @@ fn every_step_runs_and_keeps_its_records() {
     suites(folder.path());
     sanitizer(folder.path());
     let out = folder.path().join("out");
-    let (assert, said) = script(folder.path(), &["--include", "*", out.to_str().expect("UTF-8")]);
+    let tiles = ["--tune-kernels", "flash3 flash", "--tiles", "rows64-keys64-*"];
+    let arguments = [&tiles[..], &["--include", "*", out.to_str().expect("UTF-8")]].concat();
+    let (assert, said) = script(folder.path(), &arguments);
     // How long a kernel of a known length takes here is for the machine's load to say, and so is what differs between two
     // runs. What the sanitizer found is a failure of its own, although what it watched went well.
     assert.code(1);
-    for line in ["ok   devices", "ok   correctness", "ok   peers", "ok   aa-a", "ok   aa-b", "ok   energy", "ok   ci"] {
+    for line in [
+        "ok   devices",
+        "ok   correctness",
+        "ok   peers",
+        "ok   aa-a",
+        "ok   aa-b",
+        "ok   energy",
+        "ok   tune-flash",
+        "ok   ci",
+    ] {
         assert!(said.contains(line), "{line}: {said}");
     }
     assert!(said.contains("2 of 2 cases measured"), "{said}");
     assert!(said.contains(" selftest") && said.contains("tolerance 1 %"), "{said}");
     assert!(said.contains("ok   aa (") || said.contains("FAIL aa: exit code"), "{said}");
     assert!(said.contains("A/A spread of round medians"), "{said}");
+    assert!(said.contains("none tune-flash3: the selection leaves no case of it"), "{said}");
+    assert!(said.contains("keep: ") || said.contains("take another: "), "{said}");
+    let choices: toml::Table =
+        std::fs::read_to_string(out.join("tune-flash.toml")).expect("choices").parse().expect("TOML");
+    assert_eq!(choices["choice"][0]["class"].as_str(), Some("d64 plain"));
     assert!(said.contains("FAIL memcheck: its log has what it found"), "{said}");
     assert!(said.contains("ERROR SUMMARY: 2 errors"), "{said}");
     assert_eq!(std::fs::read_to_string(out.join("summary.txt")).expect("a summary"), said);
-    for name in ["correctness", "peers", "example", "aa-a", "aa-b", "energy", "ci", "memcheck", "racecheck"] {
+    for name in [
+        "correctness",
+        "peers",
+        "example",
+        "aa-a",
+        "aa-b",
+        "energy",
+        "tune-flash.screen",
+        "ci",
+        "memcheck",
+        "racecheck",
+    ] {
         let text = std::fs::read_to_string(out.join(format!("{name}.json"))).unwrap_or_else(|e| panic!("{name}: {e}"));
         let record: serde_json::Value = serde_json::from_str(&text).expect("records are JSON");
         assert_eq!(record["fingerprint"]["gpu_model"], "attnbench emulated device", "{name}");

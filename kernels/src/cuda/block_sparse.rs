@@ -12,7 +12,8 @@ use self::shape::Shape;
 use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{self, DIMS, DTYPES, compiled_dims, element};
+use super::tensor_core::{self, DIMS, DTYPES, compiled_dims};
+use super::tiles::{TileClass, Tiles};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::pattern::Visibility;
@@ -25,26 +26,29 @@ const SOURCE: Source = source!("block_sparse.cu");
 pub struct BlockSparse;
 
 fn module(shape: &Shape, dtype: Dtype) -> Module {
-    Module {
-        source: SOURCE,
-        defines: vec![
-            ("ELEMENT", element(dtype).to_string()),
-            ("DIM_QK", shape.dims.0.to_string()),
-            ("DIM_V", shape.dims.1.to_string()),
-            ("ROWS", shape.rows.to_string()),
-            ("KEYS", shape.keys.to_string()),
-            ("WARPS", shape.warps.to_string()),
-        ],
-    }
+    let Shape { dims: (dim_qk, dim_v), rows, keys, warps, .. } = *shape;
+    let numbers = [("DIM_QK", dim_qk), ("DIM_V", dim_v), ("ROWS", rows), ("KEYS", keys), ("WARPS", warps)];
+    tensor_core::module(SOURCE, dtype, &numbers, None)
 }
 
-/// The cheapest schedule of a problem on a device.
-fn schedule(problem: &AttentionProblem, geometry: &Geometry, device: &DeviceFacts) -> Result<Schedule, KernelError> {
+/// The class of a supported problem.
+fn class_of(problem: &AttentionProblem) -> &'static TileClass {
+    let dims = compiled_dims(problem.head_dim_qk, problem.head_dim_v).expect("supports() has checked");
+    shape::class_of(dims, problem.pattern)
+}
+
+/// The cheapest schedule of a problem on a device, among those that these tiles allow.
+fn schedule(
+    problem: &AttentionProblem,
+    geometry: &Geometry,
+    device: &DeviceFacts,
+    tiles: Tiles,
+) -> Result<Schedule, KernelError> {
     let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
-    let mut shapes = Shape::of(dims);
-    shapes.retain(|shape| shape.shared_bytes() <= device.shared_bytes_per_block);
-    let smallest = Shape::of(dims).iter().map(Shape::shared_bytes).min().unwrap_or(0);
+    let mut shapes = Shape::of(dims, tiles);
+    let smallest = shapes.iter().map(Shape::shared_bytes).min().unwrap_or(0);
     device.require_shared("block_sparse", smallest)?;
+    shapes.retain(|shape| shape.shared_bytes() <= device.shared_bytes_per_block);
     let lengths = geometry.lengths_q.iter().zip(&geometry.lengths_kv);
     let visibilities = lengths.map(|(&len_q, &len_kv)| Visibility::new(problem, len_q, len_kv)).collect();
     let heads = Heads { problem, visibilities };
@@ -107,9 +111,26 @@ impl CudaKernel for BlockSparse {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
+        self.plan_tiles(problem, device, class_of(problem).taken())
+    }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        shape::CLASSES.iter().collect()
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        Some(class_of(problem))
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
         device.require_capability("block_sparse", 80)?;
         let geometry = Geometry::new(problem);
-        let schedule = schedule(problem, &geometry, device)?;
+        let schedule = schedule(problem, &geometry, device, tiles)?;
         let shape = schedule.shape;
         let mut plan = CudaPlan::default();
         let module = plan.module(module(&shape, problem.dtype));
@@ -158,7 +179,9 @@ impl CudaKernel for BlockSparse {
     fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
         for dims in DIMS {
-            for shape in Shape::of(dims).iter().filter(|shape| shape.packed == 1) {
+            let taken = shape::classes_of(dims).map(TileClass::taken);
+            let shapes = taken.flat_map(|tiles| Shape::of(dims, tiles));
+            for shape in &shapes.filter(|shape| shape.packed == 1).collect::<Vec<_>>() {
                 modules.extend(DTYPES.map(|dtype| module(shape, dtype)));
             }
         }

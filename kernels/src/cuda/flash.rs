@@ -4,8 +4,8 @@ use super::flash_bwd;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, element};
-use super::tiles::{TileClass, Tiles};
+use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, dims_name};
+use super::tiles::{self, MOST_REGISTERS, TileClass, Tiles};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, Phase};
@@ -16,29 +16,36 @@ const SOURCE: Source = source!("flash.cu");
 /// The kernel.
 pub struct Flash;
 
-/// How a block may be cut; warps share its rows in whole fragments of 16. `attnbench tune` measures them.
-const CANDIDATES: &[Tiles] = &[
-    Tiles(&[("rows", 64), ("keys", 32), ("warps", 4)]),
-    Tiles(&[("rows", 64), ("keys", 64), ("warps", 4)]),
-    Tiles(&[("rows", 64), ("keys", 128), ("warps", 4)]),
-    Tiles(&[("rows", 128), ("keys", 32), ("warps", 4)]),
-    Tiles(&[("rows", 128), ("keys", 64), ("warps", 4)]),
-    Tiles(&[("rows", 128), ("keys", 32), ("warps", 8)]),
-    Tiles(&[("rows", 128), ("keys", 64), ("warps", 8)]),
-    Tiles(&[("rows", 128), ("keys", 128), ("warps", 8)]),
-];
+/// What a tile has: queries, keys, and warps, which share its rows in whole fragments of 16.
+const SIZES: &[&str] = &["rows", "keys", "warps"];
 
-/// The candidate that is taken for some head dimensions: see the table in `flash.cu`.
-fn taken(dims: (usize, usize), variant: Variant) -> Tiles {
-    let (keys, warps) = match (dims.0, variant) {
-        (_, Variant::General) => (32, 8),
-        (64, _) | (96, Variant::Plain) => (64, 4),
-        (96, Variant::Capped) | (128, Variant::Plain) => (32, 4),
-        _ => (64, 8),
-    };
-    let is_it = |tiles: &&Tiles| (tiles.size("rows"), tiles.size("keys"), tiles.size("warps")) == (128, keys, warps);
-    *CANDIDATES.iter().find(is_it).expect("what is taken is a candidate")
+const fn class(name: &'static str, taken: &'static [usize; 3], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, SIZES, taken, others)
 }
+
+/// What each class takes, and what `attnbench tune` measures beside it: what neither sm_80 nor sm_90a can hold is in
+/// `kernels/cuda/TUNING.md`. The general variant is made to be correct, not fast.
+#[rustfmt::skip]
+const CLASSES: &[TileClass] = &[
+    class("d64 plain", &[128, 64, 4], &[&[64, 64, 4], &[64, 128, 4], &[128, 32, 4], &[128, 64, 8], &[128, 128, 8]]),
+    class("d64 capped", &[128, 64, 4], &[&[128, 64, 8]]),
+    class("d64 general", &[128, 32, 8], &[]),
+    class("d96 plain", &[128, 64, 4], &[&[64, 64, 4], &[128, 32, 4], &[128, 64, 8]]),
+    class("d96 capped", &[128, 32, 4], &[&[128, 64, 8]]),
+    class("d96 general", &[128, 32, 8], &[]),
+    class("d128 plain", &[128, 32, 4], &[&[64, 32, 4], &[64, 64, 4], &[64, 128, 4], &[128, 64, 8], &[128, 128, 8]]),
+    class("d128 capped", &[128, 64, 8], &[&[64, 64, 4], &[128, 128, 8]]),
+    class("d128 general", &[128, 32, 8], &[]),
+    class("d192:128 plain", &[128, 64, 8], &[&[64, 64, 4], &[128, 32, 8]]),
+    class("d192:128 capped", &[128, 64, 8], &[]),
+    class("d192:128 general", &[128, 32, 8], &[]),
+    class("d192 plain", &[128, 64, 8], &[&[64, 64, 4], &[128, 32, 8]]),
+    class("d192 capped", &[128, 64, 8], &[]),
+    class("d192 general", &[128, 32, 8], &[]),
+    class("d256 plain", &[128, 64, 8], &[&[64, 32, 4], &[64, 64, 4], &[128, 32, 8]]),
+    class("d256 capped", &[128, 64, 8], &[&[64, 64, 4]]),
+    class("d256 general", &[128, 32, 8], &[]),
+];
 
 /// A block for some head dimensions.
 #[derive(Clone, Copy, Debug)]
@@ -51,11 +58,13 @@ struct Shape {
 
 impl Shape {
     fn new(dims: (usize, usize), tiles: Tiles) -> Shape {
-        Shape { dims, rows: tiles.size("rows"), keys: tiles.size("keys"), warps: tiles.size("warps") }
+        let [rows, keys, warps] = tiles.sizes();
+        Shape { dims, rows, keys, warps }
     }
 
+    /// What is taken.
     fn of(dims: (usize, usize), variant: Variant) -> Shape {
-        Shape::new(dims, taken(dims, variant))
+        Shape::new(dims, class_of(dims, variant).taken())
     }
 
     fn shared_bytes(&self) -> u32 {
@@ -63,20 +72,20 @@ impl Shape {
         (2 * (self.rows * dim_qk.max(dim_v) + self.keys * (dim_qk + dim_v))) as u32
     }
 
-    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
-        Module {
-            source: SOURCE,
-            defines: vec![
-                ("ELEMENT", element(dtype).to_string()),
-                ("DIM_QK", self.dims.0.to_string()),
-                ("DIM_V", self.dims.1.to_string()),
-                ("ROWS", self.rows.to_string()),
-                ("KEYS", self.keys.to_string()),
-                ("WARPS", self.warps.to_string()),
-                variant.define(),
-            ],
-        }
+    /// O and the scores of a thread's rows, of which four lanes share one.
+    fn numbers_a_thread(&self) -> usize {
+        self.rows / self.warps * (self.dims.1 + self.keys) / 32
     }
+
+    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
+        let Shape { dims: (dim_qk, dim_v), rows, keys, warps } = *self;
+        let numbers = [("DIM_QK", dim_qk), ("DIM_V", dim_v), ("ROWS", rows), ("KEYS", keys), ("WARPS", warps)];
+        tensor_core::module(SOURCE, dtype, &numbers, Some(variant))
+    }
+}
+
+fn class_of(dims: (usize, usize), variant: Variant) -> &'static TileClass {
+    tiles::class(CLASSES, &format!("{} {}", dims_name(dims), variant.name()))
 }
 
 /// A plan of any softmax over a band of contiguous keys; `kernel` names who asks.
@@ -112,6 +121,7 @@ fn push_shape(
 ) -> Result<(), KernelError> {
     device.require_capability(kernel, 80)?;
     device.require_shared(kernel, shape.shared_bytes())?;
+    tiles::require_registers(kernel, shape.numbers_a_thread(), MOST_REGISTERS)?;
     let module = plan.module(shape.module(problem.dtype, Variant::of(problem)));
     let sequences = geometry.sequences(plan);
     let [bool_bias, additive_bias] = tensor_core::biases(problem);
@@ -162,34 +172,35 @@ impl CudaKernel for Flash {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
-        if problem.phase == Phase::Backward {
-            return flash_bwd::plan(problem, device);
-        }
-        plan("flash", problem, device)
+        let class = self.tile_class(problem).expect("what it supports has a class");
+        self.plan_tiles(problem, device, class.taken())
     }
 
     fn modules(&self) -> Vec<Module> {
         modules().into_iter().chain(flash_bwd::modules()).collect()
     }
 
-    fn candidates(&self) -> &'static [Tiles] {
-        CANDIDATES
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        CLASSES.iter().chain(flash_bwd::CLASSES).collect()
     }
 
-    fn tile_class(&self, problem: &AttentionProblem) -> Option<TileClass> {
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
         let dims = compiled_dims(problem.head_dim_qk, problem.head_dim_v)?;
-        let variant = Variant::of(problem);
-        let dim = if dims.0 == dims.1 { format!("d{}", dims.0) } else { format!("d{}:{}", dims.0, dims.1) };
-        Some(TileClass { name: format!("{dim} {}", variant.name()), taken: taken(dims, variant) })
+        match problem.phase {
+            Phase::Backward => Some(flash_bwd::class_of(problem, dims)),
+            _ => Some(class_of(dims, Variant::of(problem))),
+        }
     }
 
-    fn plan_with(
+    fn plan_tiles(
         &self,
         problem: &AttentionProblem,
         device: &DeviceFacts,
         tiles: Tiles,
     ) -> Result<CudaPlan, KernelError> {
-        self.supports(problem)?;
+        if problem.phase == Phase::Backward {
+            return flash_bwd::plan(problem, device, tiles);
+        }
         let geometry = Geometry::new(problem);
         let dims = compiled_dims(geometry.dim_qk, geometry.dim_v).ok_or_else(|| too_wide("flash", &geometry))?;
         let mut plan = CudaPlan::default();

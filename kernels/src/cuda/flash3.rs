@@ -4,7 +4,8 @@ use super::geometry::{Geometry, TensorRows};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
 use super::schedule::{self, Cut};
 use super::source::source;
-use super::tensor_core::{self, DTYPES, Variant, element};
+use super::tensor_core::{self, DTYPES, Variant, dims_name};
+use super::tiles::{self, TileClass, Tiles};
 use super::{CudaKernel, Source};
 use super::{flash_bwd, flash3_bwd};
 use crate::kernel::KernelError;
@@ -16,37 +17,72 @@ const SOURCE: Source = source!("flash3.cu");
 /// The compute capability that has wgmma.
 pub(super) const CAPABILITY: u32 = 90;
 
-/// Tiles of K, and of V, that are in shared memory at a time.
-const STAGES: usize = 2;
+/// Queries a tile, 64 for each warpgroup that computes; keys a tile; slots: tiles of K, and of V, that are in shared memory at a time.
+const SIZES: &[&str] = &["rows", "keys", "slots"];
 
-/// How a block is cut: (d_qk, d_v), rows, keys. Others are computed in the first that holds them.
-const SHAPES: [Shape; 4] = [
-    Shape { dims: (64, 64), rows: 128, keys: 128 },
-    Shape { dims: (128, 128), rows: 128, keys: 128 },
-    Shape { dims: (192, 128), rows: 128, keys: 128 },
-    Shape { dims: (256, 256), rows: 128, keys: 64 },
+const fn class(name: &'static str, taken: &'static [usize; 3], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, SIZES, taken, others)
+}
+
+/// What each class takes, and what `attnbench tune` measures beside it: what registers or shared memory do not hold is in
+/// `kernels/cuda/TUNING.md`.
+#[rustfmt::skip]
+const CLASSES: &[TileClass] = &[
+    class("d64 plain", &[128, 128, 2], &[
+        &[128, 96, 3], &[128, 128, 3], &[128, 160, 2], &[128, 176, 2], &[192, 64, 3], &[192, 96, 2], &[192, 112, 2]]),
+    class("d64 capped", &[128, 128, 2], &[&[128, 176, 2], &[192, 96, 2]]),
+    class("d128 plain", &[128, 128, 2], &[&[128, 64, 3], &[128, 96, 2], &[128, 112, 2], &[128, 128, 3], &[192, 64, 2]]),
+    class("d128 capped", &[128, 128, 2], &[&[128, 96, 2], &[192, 64, 2]]),
+    class("d192:128 plain", &[128, 128, 2], &[&[128, 64, 3], &[128, 96, 2], &[128, 112, 2]]),
+    class("d192:128 capped", &[128, 128, 2], &[]),
+    class("d256 plain", &[128, 64, 2], &[]),
+    class("d256 capped", &[128, 64, 2], &[]),
 ];
+
+/// The compiled head dimensions: others are computed in the first that holds them.
+const DIMS: [(usize, usize); 4] = [(64, 64), (128, 128), (192, 128), (256, 256)];
 
 /// The kernel.
 pub struct Flash3;
 
+fn compiled_dims(dim_qk: usize, dim_v: usize) -> Option<(usize, usize)> {
+    DIMS.into_iter().find(|&(qk, v)| dim_qk <= qk && dim_v <= v)
+}
+
+fn class_of(dims: (usize, usize), variant: Variant) -> &'static TileClass {
+    tiles::class(CLASSES, &format!("{} {}", dims_name(dims), variant.name()))
+}
+
+/// How a block is cut for some head dimensions.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     dims: (usize, usize),
     rows: usize,
     keys: usize,
+    slots: usize,
 }
 
 impl Shape {
-    fn of(dim_qk: usize, dim_v: usize) -> Option<Shape> {
-        SHAPES.into_iter().find(|shape| dim_qk <= shape.dims.0 && dim_v <= shape.dims.1)
+    fn new(dims: (usize, usize), tiles: Tiles) -> Shape {
+        let [rows, keys, slots] = tiles.sizes();
+        Shape { dims, rows, keys, slots }
     }
 
     /// `Storage` of the source.
     fn shared_bytes(&self) -> u32 {
         let (dim_qk, dim_v) = self.dims;
-        let barriers = 16 + 2 * STAGES * 16;
-        (2 * (self.rows * dim_qk + STAGES * self.keys * (dim_qk + dim_v)) + barriers) as u32
+        let barriers = 16 + 2 * self.slots * 16;
+        (2 * (self.rows * dim_qk + self.slots * self.keys * (dim_qk + dim_v)) + barriers) as u32
+    }
+
+    /// O, the scores and, packed, the weights of a thread's rows, of which four lanes share one.
+    fn numbers_a_thread(&self) -> usize {
+        (2 * self.dims.1 + 3 * self.keys) / 4
+    }
+
+    /// `MATH_REGISTERS` of the source: what the warpgroup that copies leaves to those that compute.
+    fn registers(&self) -> usize {
+        if self.rows == 128 { 232 } else { 160 }
     }
 
     /// A warpgroup that copies, and one for every 64 rows.
@@ -55,24 +91,17 @@ impl Shape {
     }
 
     fn module(&self, dtype: Dtype, variant: Variant) -> Module {
-        Module {
-            source: SOURCE,
-            defines: vec![
-                ("ELEMENT", element(dtype).to_string()),
-                ("DIM_QK", self.dims.0.to_string()),
-                ("DIM_V", self.dims.1.to_string()),
-                ("ROWS", self.rows.to_string()),
-                ("KEYS", self.keys.to_string()),
-                variant.define(),
-            ],
-        }
+        let Shape { dims: (dim_qk, dim_v), rows, keys, slots } = *self;
+        let numbers = [("DIM_QK", dim_qk), ("DIM_V", dim_v), ("ROWS", rows), ("KEYS", keys), ("SLOTS", slots)];
+        tensor_core::module(SOURCE, dtype, &numbers, Some(variant))
     }
 
     /// Heads of a group that are packed into a tile: only as many as it takes to fill the tile with rows.
     fn packed(&self, geometry: &Geometry) -> usize {
         let group = geometry.heads_q / geometry.heads_kv;
         let mut packed = 1;
-        while group.is_multiple_of(2 * packed) && geometry.longest_q() * packed < self.rows && packed < self.rows {
+        let divides = |count: usize| group.is_multiple_of(count) && self.rows.is_multiple_of(count);
+        while divides(2 * packed) && geometry.longest_q() * packed < self.rows {
             packed *= 2;
         }
         packed
@@ -127,7 +156,7 @@ impl CudaKernel for Flash3 {
             return flash3_bwd::supports(problem);
         }
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
-        if Shape::of(dim_qk, dim_v).is_none() {
+        if compiled_dims(dim_qk, dim_v).is_none() {
             return unsupported(format!("head dimensions {dim_qk}:{dim_v}: flash3 has up to 256:256"));
         }
         if Variant::of(problem) == Variant::General {
@@ -141,10 +170,8 @@ impl CudaKernel for Flash3 {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
-        if problem.phase == Phase::Backward {
-            return flash3_bwd::plan(problem, device);
-        }
-        plan("flash3", problem, device)
+        let class = self.tile_class(problem).expect("what it supports has a class");
+        self.plan_tiles(problem, device, class.taken())
     }
 
     fn is_for(&self, compute_capability: u32) -> bool {
@@ -153,23 +180,61 @@ impl CudaKernel for Flash3 {
 
     fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
-        for shape in SHAPES {
+        for dims in DIMS {
             for dtype in DTYPES {
-                modules.extend([Variant::Plain, Variant::Capped].map(|variant| shape.module(dtype, variant)));
+                let taken = |variant| Shape::new(dims, class_of(dims, variant).taken()).module(dtype, variant);
+                modules.extend([Variant::Plain, Variant::Capped].map(taken));
             }
         }
         modules.extend(flash3_bwd::modules());
         modules.extend(flash_bwd::modules());
         modules
     }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        CLASSES.iter().chain(flash3_bwd::CLASSES).collect()
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        if problem.phase == Phase::Backward {
+            return flash3_bwd::class_of(problem);
+        }
+        compiled_dims(problem.head_dim_qk, problem.head_dim_v).map(|dims| class_of(dims, Variant::of(problem)))
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        if problem.phase == Phase::Backward {
+            return flash3_bwd::plan(problem, device, tiles);
+        }
+        plan_tiles("flash3", problem, device, tiles)
+    }
 }
 
 /// A plan of any softmax over a band of contiguous keys; `kernel` names who asks.
 pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+    plan_tiles(kernel, problem, device, class_of(dims_of(problem), Variant::of(problem)).taken())
+}
+
+fn dims_of(problem: &AttentionProblem) -> (usize, usize) {
+    compiled_dims(problem.head_dim_qk, problem.head_dim_v).expect("supports() has checked")
+}
+
+fn plan_tiles(
+    kernel: &str,
+    problem: &AttentionProblem,
+    device: &DeviceFacts,
+    tiles: Tiles,
+) -> Result<CudaPlan, KernelError> {
     device.require_exactly(kernel, CAPABILITY)?;
     let geometry = Geometry::new(problem);
-    let shape = Shape::of(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
+    let shape = Shape::new(dims_of(problem), tiles);
     device.require_shared(kernel, shape.shared_bytes())?;
+    tiles::require_registers(kernel, shape.numbers_a_thread(), shape.registers())?;
     let packed = shape.packed(&geometry);
     let works = schedule::works(kernel, &geometry, Cut { rows: shape.rows, packed, keys: shape.keys })?;
     let blocks = works.len().min(device.multiprocessors as usize);
@@ -211,8 +276,12 @@ mod tests {
 
     #[test]
     fn every_shape_fits_a_block() {
-        for shape in SHAPES {
-            assert!(shape.shared_bytes() <= DeviceFacts::H200.shared_bytes_per_block, "{shape:?}");
+        for dims in DIMS {
+            for tiles in [Variant::Plain, Variant::Capped].into_iter().flat_map(|v| class_of(dims, v).candidates()) {
+                let shape = Shape::new(dims, tiles);
+                assert!(shape.shared_bytes() <= DeviceFacts::H200.shared_bytes_per_block, "{shape:?}");
+                assert!(shape.numbers_a_thread() < shape.registers(), "{shape:?}");
+            }
         }
     }
 
@@ -220,7 +289,7 @@ mod tests {
     fn heads_are_packed_where_one_does_not_fill_a_tile() {
         let packed = |len_q, heads| {
             let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, heads, (len_q, 4096), 128);
-            SHAPES[1].packed(&Geometry::new(&problem))
+            Shape::new((128, 128), class_of((128, 128), Variant::Plain).taken()).packed(&Geometry::new(&problem))
         };
         assert_eq!([packed(4096, (32, 8)), packed(64, (32, 8)), packed(1, (32, 8))], [1, 2, 4]);
         assert_eq!([packed(1, (24, 8)), packed(1, (12, 2)), packed(1, (256, 1))], [1, 2, 128]);

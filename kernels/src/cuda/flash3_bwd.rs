@@ -1,34 +1,62 @@
 //! FlashAttention-3, backward (Shah et al. 2024): `kernels/cuda/flash3_bwd.cu` between the kernels of `flash_bwd.cu`.
 
 use super::Source;
-use super::flash_bwd::{plan_with, variant_of};
+use super::flash_bwd::{self, plan_with, variant_of};
 use super::flash3::{CAPABILITY, is_flat, map};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{DTYPES, Variant, element};
+use super::tensor_core::{self, DTYPES, Variant};
+use super::tiles::{self, TileClass, Tiles};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype};
 use crate::tensor::TensorName;
 
 const SOURCE: Source = source!("flash3_bwd.cu");
 
-/// Tiles of Q, and of dO, that are in shared memory at a time; and of dS.
-const STAGES: usize = 2;
+/// Queries a tile, keys a block, and slots: tiles of Q, and of dO, that are in shared memory at a time.
+const SIZES: &[&str] = &["rows", "keys", "slots"];
 
-/// How a block is cut: head dimension, queries a tile, keys a block.
+/// Tiles of dS in shared memory.
+const DS_SLOTS: usize = 2;
+
+/// What each class takes, and what `attnbench tune` measures beside it. Two warpgroups of 64 keys each share dQ as 64 x 64, which
+/// leaves no other rows and keys to a head dimension.
+#[rustfmt::skip]
+pub(super) const CLASSES: &[TileClass] = &[
+    TileClass::new("backward d64", SIZES, &[128, 128, 2], &[&[128, 128, 3]]),
+    TileClass::new("backward d128", SIZES, &[64, 128, 2], &[&[64, 128, 3]]),
+];
+
+/// The compiled head dimensions: others are computed in the first that holds them.
+const DIMS: [usize; 2] = [64, 128];
+
+/// How a block is cut.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     dim: usize,
     rows: usize,
     keys: usize,
+    slots: usize,
 }
 
-const SHAPES: [Shape; 2] = [Shape { dim: 64, rows: 128, keys: 128 }, Shape { dim: 128, rows: 64, keys: 128 }];
+fn compiled_dim(problem: &AttentionProblem) -> Option<usize> {
+    DIMS.into_iter().find(|&dim| problem.head_dim_qk.max(problem.head_dim_v) <= dim)
+}
+
+/// The class of a problem that `flash3` computes the gradients of.
+pub(super) fn class_of(problem: &AttentionProblem) -> Option<&'static TileClass> {
+    compiled_dim(problem).map(class)
+}
+
+fn class(dim: usize) -> &'static TileClass {
+    tiles::class(CLASSES, &format!("backward d{dim}"))
+}
 
 impl Shape {
-    fn of(problem: &AttentionProblem) -> Option<Shape> {
-        SHAPES.into_iter().find(|shape| problem.head_dim_qk.max(problem.head_dim_v) <= shape.dim)
+    fn new(dim: usize, tiles: Tiles) -> Shape {
+        let [rows, keys, slots] = tiles.sizes();
+        Shape { dim, rows, keys, slots }
     }
 
     /// A warpgroup that copies, and one for every 64 keys.
@@ -38,17 +66,16 @@ impl Shape {
 
     /// `Storage` of the source.
     fn shared_bytes(&self) -> u32 {
-        let tiles = 2 * 2 * self.dim * (self.keys + STAGES * self.rows);
+        let tiles = 2 * 2 * self.dim * (self.keys + self.slots * self.rows);
         let (gradients, sums, barriers) =
-            (STAGES * 2 * self.keys * self.rows, STAGES * 8 * self.rows, 16 + 3 * STAGES * 16);
+            (DS_SLOTS * 2 * self.keys * self.rows, self.slots * 8 * self.rows, 16 + 3 * self.slots * 16);
         (tiles + gradients + sums + barriers) as u32
     }
 
     fn module(&self, dtype: Dtype) -> Module {
-        let numbers = [("DIM_QK", self.dim), ("DIM_V", self.dim), ("ROWS", self.rows), ("KEYS", self.keys)];
-        let mut defines = vec![("ELEMENT", element(dtype).to_string())];
-        defines.extend(numbers.map(|(name, value)| (name, value.to_string())));
-        Module { source: SOURCE, defines }
+        let Shape { dim, rows, keys, slots } = *self;
+        let numbers = [("DIM_QK", dim), ("DIM_V", dim), ("ROWS", rows), ("KEYS", keys), ("SLOTS", slots)];
+        tensor_core::module(SOURCE, dtype, &numbers, None)
     }
 }
 
@@ -56,7 +83,7 @@ impl Shape {
 pub(super) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
     let unsupported = |text: String| Err(KernelError::Unsupported(text));
     super::flash_bwd::supports(problem)?;
-    if Shape::of(problem).is_none() {
+    if compiled_dim(problem).is_none() {
         let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
         return unsupported(format!(
             "head dimensions {dim_qk}:{dim_v}: flash3's backward has up to 128:128 (flash's has up to 256:256)"
@@ -71,13 +98,14 @@ pub(super) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// A plan of a backward problem.
-pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+/// A plan of a backward problem with tiles of its class.
+pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts, tiles: Tiles) -> Result<CudaPlan, KernelError> {
     const NAME: &str = "flash3's backward";
     device.require_exactly(NAME, CAPABILITY)?;
-    let shape = Shape::of(problem).expect("supports() has checked");
+    let shape = Shape::new(compiled_dim(problem).expect("supports() has checked"), tiles);
     device.require_shared(NAME, shape.shared_bytes())?;
-    plan_with(NAME, problem, (shape.dim, shape.dim), device, |plan, _, sequences, sums| {
+    let around = flash_bwd::Shape::of((shape.dim, shape.dim), variant_of(problem));
+    plan_with(NAME, problem, around, device, |plan, _, sequences, sums| {
         let geometry = Geometry::new(problem);
         let module = plan.module(shape.module(problem.dtype));
         let is_flat = is_flat(problem, &sequences);
@@ -116,5 +144,6 @@ pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts) -> Result<C
 
 /// Every module of its own.
 pub(super) fn modules() -> Vec<Module> {
-    SHAPES.iter().flat_map(|shape| DTYPES.map(|dtype| shape.module(dtype))).collect()
+    let of = |dim| DTYPES.map(|dtype| Shape::new(dim, class(dim).taken()).module(dtype));
+    DIMS.into_iter().flat_map(of).collect()
 }

@@ -4,7 +4,8 @@ use super::Source;
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{DIMS, DTYPES, Variant, compiled_dims, element};
+use super::tensor_core::{self, DIMS, DTYPES, Variant, compiled_dims, dims_name};
+use super::tiles::{self, TileClass, Tiles};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Bias, Dtype};
 use crate::tensor::TensorName;
@@ -14,46 +15,97 @@ const SOURCE: Source = source!("flash_bwd.cu");
 /// `ROW_BLOCK` of `flash_bwd.cuh`: what rows are padded to in workspaces.
 const ROW_BLOCK: usize = 64;
 
+/// Tiles of the launch over keys: queries a tile, keys a block, warps along the keys, warps that share keys and have a part each of
+/// queries and columns (`SIDE_WARPS`), warps along dQ's rows, blocks a multiprocessor that the compiler leaves registers for.
+const KEYS_SIZES: &[&str] = &["rows", "keys", "warps", "sides", "dq", "blocks"];
+
+/// Tiles of the launch over queries, of which a warp has 16, where the problem is deterministic: warps, and keys a tile.
+const QUERIES_SIZES: &[&str] = &["warps", "keys"];
+
+const fn keys(name: &'static str, taken: &'static [usize; 6], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, KEYS_SIZES, taken, others)
+}
+
+const fn queries(name: &'static str, taken: &'static [usize; 2], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, QUERIES_SIZES, taken, others)
+}
+
+/// What each class takes, and what `attnbench tune` measures beside it. Softcaps have the tiles of plain scores; in the general
+/// variant, which is made to be correct, the tiles of d64 and d128 would spill registers. Where a problem is deterministic, the
+/// launch over queries is cut; that over keys takes what it would else.
+#[rustfmt::skip]
+pub(super) const CLASSES: &[TileClass] = &[
+    keys("backward d64", &[32, 128, 4, 1, 2, 2], &[
+        &[64, 128, 4, 2, 2, 1], &[64, 64, 4, 1, 4, 2], &[32, 64, 4, 1, 2, 3], &[32, 128, 4, 2, 2, 2], &[64, 128, 8, 1, 4, 1]]),
+    keys("backward d64 general", &[64, 128, 4, 2, 2, 1], &[]),
+    queries("backward d64 deterministic", &[8, 64], &[&[4, 64], &[8, 32], &[8, 128]]),
+    keys("backward d96", &[64, 128, 4, 2, 4, 1], &[&[64, 64, 4, 2, 4, 1], &[32, 64, 4, 1, 2, 2]]),
+    keys("backward d96 general", &[64, 128, 4, 2, 4, 1], &[]),
+    queries("backward d96 deterministic", &[8, 64], &[&[4, 64]]),
+    keys("backward d128", &[64, 128, 4, 2, 2, 1], &[
+        &[64, 128, 4, 2, 4, 1], &[32, 128, 4, 2, 2, 1], &[64, 64, 4, 2, 2, 1], &[64, 64, 2, 2, 4, 1], &[32, 64, 4, 1, 2, 2]]),
+    keys("backward d128 general", &[32, 128, 4, 2, 2, 1], &[]),
+    queries("backward d128 deterministic", &[8, 64], &[&[4, 64], &[8, 32], &[4, 32]]),
+    keys("backward d192:128", &[32, 64, 4, 2, 2, 1], &[&[64, 64, 4, 2, 2, 1], &[64, 64, 4, 2, 4, 1]]),
+    keys("backward d192:128 general", &[32, 64, 4, 2, 2, 1], &[]),
+    queries("backward d192:128 deterministic", &[4, 32], &[&[8, 32]]),
+    keys("backward d192", &[32, 64, 4, 2, 2, 1], &[&[64, 64, 4, 2, 2, 1]]),
+    keys("backward d192 general", &[32, 64, 4, 2, 2, 1], &[]),
+    queries("backward d192 deterministic", &[4, 32], &[&[8, 32]]),
+    keys("backward d256", &[32, 64, 4, 2, 2, 1], &[&[64, 64, 4, 2, 2, 1]]),
+    keys("backward d256 general", &[32, 64, 4, 2, 2, 1], &[]),
+    queries("backward d256 deterministic", &[4, 32], &[]),
+];
+
 /// How blocks are cut for some head dimensions: the defines of `flash_bwd.cu`.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+pub(super) struct Shape {
     dims: (usize, usize),
     variant: Variant,
-    /// Queries a tile.
     rows: usize,
-    /// Keys a block.
     keys: usize,
     key_warps: usize,
     side_warps: usize,
     dq_row_warps: usize,
-    /// Blocks a multiprocessor that the compiler leaves registers for.
     blocks: usize,
     query_warps: usize,
     query_keys: usize,
 }
 
-/// The tiles of each compiled head dimension, in the order of [`DIMS`]:
-/// (rows, keys, key warps, side warps, warps along dQ's rows, blocks; warps and keys where queries are resident).
-const TILES: [[usize; 8]; DIMS.len()] = [
-    [32, 128, 4, 1, 2, 2, 8, 64],
-    [64, 128, 4, 2, 4, 1, 8, 64],
-    [64, 128, 4, 2, 2, 1, 8, 64],
-    [32, 64, 4, 2, 2, 1, 4, 32],
-    [32, 64, 4, 2, 2, 1, 4, 32],
-    [32, 64, 4, 2, 2, 1, 4, 32],
-];
+fn keys_class(dims: (usize, usize), variant: Variant) -> &'static TileClass {
+    let suffix = if variant == Variant::General { " general" } else { "" };
+    tiles::class(CLASSES, &format!("backward {}{suffix}", dims_name(dims)))
+}
+
+fn queries_class(dims: (usize, usize)) -> &'static TileClass {
+    tiles::class(CLASSES, &format!("backward {} deterministic", dims_name(dims)))
+}
+
+/// The class of a backward problem of these compiled dimensions.
+pub(super) fn class_of(problem: &AttentionProblem, dims: (usize, usize)) -> &'static TileClass {
+    if problem.deterministic { queries_class(dims) } else { keys_class(dims, variant_of(problem)) }
+}
 
 impl Shape {
-    fn of(dims: (usize, usize), variant: Variant) -> Shape {
-        let number = DIMS.iter().position(|known| *known == dims).expect("dims are one of the compiled ones");
-        let tiles = match (dims, variant) {
-            // The tiles of the others would spill registers.
-            ((64, 64), Variant::General) => [64, 128, 4, 2, 2, 1, 8, 64],
-            ((128, 128), Variant::General) => [32, 128, 4, 2, 2, 1, 8, 64],
-            _ => TILES[number],
-        };
-        let [rows, keys, key_warps, side_warps, dq_row_warps, blocks, query_warps, query_keys] = tiles;
+    fn new(dims: (usize, usize), variant: Variant, keys: Tiles, queries: Tiles) -> Shape {
+        let [rows, keys, key_warps, side_warps, dq_row_warps, blocks] = keys.sizes();
+        let [query_warps, query_keys] = queries.sizes();
         Shape { dims, variant, rows, keys, key_warps, side_warps, dq_row_warps, blocks, query_warps, query_keys }
+    }
+
+    /// What is taken.
+    pub(super) fn of(dims: (usize, usize), variant: Variant) -> Shape {
+        Shape::new(dims, variant, keys_class(dims, variant).taken(), queries_class(dims).taken())
+    }
+
+    /// The tiles of a problem's class beside what is taken of the other launch.
+    fn with(problem: &AttentionProblem, dims: (usize, usize), tiles: Tiles) -> Shape {
+        let variant = variant_of(problem);
+        let (keys, queries) = match problem.deterministic {
+            true => (keys_class(dims, variant).taken(), tiles),
+            false => (tiles, queries_class(dims).taken()),
+        };
+        Shape::new(dims, variant, keys, queries)
     }
 
     fn threads(&self) -> usize {
@@ -89,10 +141,7 @@ impl Shape {
             ("QUERY_WARPS", self.query_warps),
             ("QUERY_KEYS", self.query_keys),
         ];
-        let mut defines = vec![("ELEMENT", element(dtype).to_string())];
-        defines.extend(numbers.map(|(name, value)| (name, value.to_string())));
-        defines.push(self.variant.define());
-        Module { source: SOURCE, defines }
+        tensor_core::module(SOURCE, dtype, &numbers, Some(self.variant))
     }
 }
 
@@ -110,15 +159,15 @@ pub(super) fn supports(problem: &AttentionProblem) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// A plan of a backward problem.
-pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
+/// A plan of a backward problem with tiles of its class.
+pub(super) fn plan(problem: &AttentionProblem, device: &DeviceFacts, tiles: Tiles) -> Result<CudaPlan, KernelError> {
     const NAME: &str = "flash's backward";
     device.require_capability(NAME, 80)?;
     let dims = compiled_dims(problem.head_dim_qk, problem.head_dim_v).expect("what flash supports");
-    let shape = Shape::of(dims, variant_of(problem));
+    let shape = Shape::with(problem, dims, tiles);
     let bytes = shape.keys_shared_bytes() as u32;
     device.require_shared(NAME, bytes)?;
-    plan_with(NAME, problem, dims, device, |plan, module, sequences, sums| {
+    plan_with(NAME, problem, shape, device, |plan, module, sequences, sums| {
         let geometry = Geometry::new(problem);
         let tensors = [TensorName::Q, TensorName::K, TensorName::V, TensorName::DO].map(Argument::Tensor);
         let gradients = [TensorName::DK, TensorName::DV].map(Argument::Tensor);
@@ -144,16 +193,16 @@ pub(super) struct Sums {
     pub(super) dq: Argument,
 }
 
-/// A plan of gradients in these compiled dimensions, in which `push_keys(plan, the module of flash_bwd.cu, sequences, sums)` adds
+/// A plan of gradients with blocks of this shape, in which `push_keys(plan, the module of flash_bwd.cu, sequences, sums)` adds
 /// the launch that computes dK and dV, and adds to dQ's sums where there are some.
 pub(super) fn plan_with(
     kernel: &str,
     problem: &AttentionProblem,
-    dims: (usize, usize),
+    shape: Shape,
     device: &DeviceFacts,
     push_keys: impl FnOnce(&mut CudaPlan, usize, Argument, Sums) -> Result<(), KernelError>,
 ) -> Result<CudaPlan, KernelError> {
-    let (shape, geometry) = (Shape::of(dims, variant_of(problem)), Geometry::new(problem));
+    let geometry = Geometry::new(problem);
     let (heads, batch) = (geometry.heads_q, geometry.batch());
     let row_blocks = geometry.longest_q().div_ceil(ROW_BLOCK);
     let rows = (batch * heads * row_blocks * ROW_BLOCK) as u64;

@@ -9,6 +9,7 @@ use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
 use super::tensor_core::element;
+use super::tiles::{TileClass, Tiles};
 use super::{CudaKernel, Source};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Bias, Dtype, FeatureMap, KvLayout, Mechanism, Pattern, Phase};
@@ -91,8 +92,11 @@ impl CudaKernel for Linear {
         let geometry = Geometry::new(problem);
         let dim = geometry.dim_qk;
         let is_recurrent = problem.is_recurrent();
-        if let Some(shape) = chunks::Shape::of(problem, &geometry, device) {
-            return chunks::plan(&shape, problem, &geometry, mechanism(feature_map, normalised), normalised, device);
+        if let Some(class) = chunks::class_of(problem) {
+            let shape = chunks::Shape::new(problem, class.taken());
+            if shape.is_some_and(|shape| shape.shared_bytes() <= device.shared_bytes_per_block) {
+                return self.plan_tiles(problem, device, class.taken());
+            }
         }
         // Whole 16 bytes of a row of the state, and as many of its rows as the registers hold.
         let wide =
@@ -144,6 +148,29 @@ impl CudaKernel for Linear {
             arguments,
         });
         Ok(plan)
+    }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        chunks::CLASSES.iter().collect()
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        chunks::class_of(problem)
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        device.require_capability("linear", 80)?;
+        let Mechanism::Linear { feature_map, normalised } = problem.mechanism else {
+            unreachable!("supports() refuses other mechanisms")
+        };
+        let shape = chunks::Shape::new(problem, tiles).expect("a problem that has a class");
+        let mechanism = mechanism(feature_map, normalised);
+        chunks::plan(&shape, problem, &Geometry::new(problem), mechanism, normalised, device)
     }
 
     fn modules(&self) -> Vec<Module> {

@@ -4,7 +4,8 @@
 use super::geometry::{Geometry, TensorRows};
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::source::source;
-use super::tensor_core::{self, DTYPES, compiled_dims, element};
+use super::tensor_core::{self, DTYPES, compiled_dims};
+use super::tiles::{self, TileClass, Tiles};
 use super::{CudaKernel, Source, flash};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype, KvLayout, Mechanism, Pattern, Phase};
@@ -17,36 +18,89 @@ const ATTEND: Source = source!("linformer_attend.cu");
 const THREADS: usize = 256;
 /// Terms that E is a sum of; F is one.
 const TERMS: usize = 2;
-/// Tokens a step of the projection, and at least a part.
+/// Tokens a step of the projection.
 const TOKENS: usize = 64;
-const LEAST_PART: usize = 512;
 /// Rows of K' and V' that stay in shared memory.
 const MOST_RANK: usize = 256;
 /// Queries of a warp, and of a block at a time.
 const WARP_ROWS: usize = 32;
 const BLOCK_ROWS: usize = WARP_ROWS * THREADS / 32;
-/// The projection's tiles: rows of K' and its columns.
-const RANKS: [usize; 2] = [128, 256];
-const COLUMNS: [usize; 2] = [64, 128];
-/// The attention's head dimensions and keys a step.
-const ATTEND_SHAPES: [(usize, usize); 2] = [(64, 64), (128, 32)];
+/// The projection's tiles: rows of K', its columns, and tokens of a part at least; the attention's keys a step.
+const RESIDENT_SIZES: &[&str] = &["ranks", "columns", "part", "keys"];
+
+/// The same where `flash` attends, with tiles of its own.
+const STREAMED_SIZES: &[&str] = &["ranks", "columns", "part"];
+
+const fn resident(name: &'static str, taken: &'static [usize; 4], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, RESIDENT_SIZES, taken, others)
+}
+
+const fn streamed(name: &'static str, taken: &'static [usize; 3], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, STREAMED_SIZES, taken, others)
+}
+
+/// What each class takes, and what `attnbench tune` measures beside it: by head dimension, and by rank, up to 128 or above.
+#[rustfmt::skip]
+const CLASSES: &[TileClass] = &[
+    resident("d64 rank128", &[128, 64, 512, 64], &[&[64, 64, 512, 64]]),
+    resident("d64 rank256", &[256, 64, 512, 64], &[
+        &[128, 64, 512, 64], &[256, 64, 256, 64], &[256, 64, 1024, 64], &[256, 64, 512, 32]]),
+    resident("d128 rank128", &[128, 128, 512, 32], &[&[64, 128, 512, 32], &[128, 64, 512, 32]]),
+    resident("d128 rank256", &[256, 128, 512, 32], &[
+        &[128, 128, 512, 32], &[256, 64, 512, 32], &[256, 128, 256, 32], &[256, 128, 1024, 32], &[256, 128, 512, 16]]),
+    streamed("d256 rank128", &[128, 128, 512], &[]),
+    streamed("d256 rank256", &[256, 128, 512], &[&[128, 128, 512]]),
+];
+
+/// The attention's head dimensions.
+const ATTEND_DIMS: [usize; 2] = [64, 128];
 
 /// The kernel.
 pub struct Linformer;
 
 fn project_module(ranks: usize, columns: usize, dtype: Dtype) -> Module {
-    let defines = [("RANKS", ranks.to_string()), ("COLUMNS", columns.to_string())];
-    Module { source: PROJECT, defines: [("ELEMENT", element(dtype).to_string())].into_iter().chain(defines).collect() }
+    tensor_core::module(PROJECT, dtype, &[("RANKS", ranks), ("COLUMNS", columns)], None)
 }
 
-fn attend_module((dim, keys): (usize, usize), dtype: Dtype) -> Module {
-    let defines = [("HEAD_DIM", dim.to_string()), ("KEYS", keys.to_string())];
-    Module { source: ATTEND, defines: [("ELEMENT", element(dtype).to_string())].into_iter().chain(defines).collect() }
+fn attend_module(dim: usize, keys: usize, dtype: Dtype) -> Module {
+    tensor_core::module(ATTEND, dtype, &[("HEAD_DIM", dim), ("KEYS", keys)], None)
 }
 
-/// The smallest of these tile sizes that holds `size`, or the largest.
-fn tile(sizes: [usize; 2], size: usize) -> usize {
-    if size <= sizes[0] { sizes[0] } else { sizes[1] }
+/// How the projection is cut, and the attention where K' and V' are resident.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    ranks: usize,
+    columns: usize,
+    least_part_tokens: usize,
+    attend_keys: Option<usize>,
+}
+
+impl Shape {
+    fn new(tiles: Tiles) -> Shape {
+        let (sizes, attend_keys) = match tiles.count() {
+            3 => (tiles.sizes(), None),
+            _ => {
+                let [ranks, columns, part, keys] = tiles.sizes();
+                ([ranks, columns, part], Some(keys))
+            }
+        };
+        let [ranks, columns, least_part_tokens] = sizes;
+        Shape { ranks, columns, least_part_tokens, attend_keys }
+    }
+}
+
+fn rank_of(problem: &AttentionProblem) -> Option<usize> {
+    match problem.mechanism {
+        Mechanism::Linformer { rank } => Some(rank),
+        _ => None,
+    }
+}
+
+/// The class of head dimensions and a rank.
+fn class_of(widest: usize, rank: usize) -> &'static TileClass {
+    let dim = ATTEND_DIMS.into_iter().find(|&dim| widest <= dim).unwrap_or(256);
+    let rank = if rank <= 128 { 128 } else { 256 };
+    tiles::class(CLASSES, &format!("d{dim} rank{rank}"))
 }
 
 /// Rows of (sequence, KV head, rank, dim).
@@ -63,11 +117,12 @@ fn project(
     rank: usize,
     dtype: Dtype,
     device: &DeviceFacts,
+    shape: Shape,
 ) -> Result<[Argument; 2], KernelError> {
     let (tokens, heads) = (geometry.longest_kv(), geometry.heads_kv * geometry.batch());
     let dims = [geometry.dim_qk, geometry.dim_v];
     let widest = dims[0].max(dims[1]);
-    let (ranks, columns) = (tile(RANKS, rank), tile(COLUMNS, widest));
+    let Shape { ranks, columns, least_part_tokens, .. } = shape;
     let module = plan.module(project_module(ranks, columns, dtype));
     let launch = |entry, grid, shared_bytes, arguments| Launch {
         module,
@@ -100,7 +155,7 @@ fn project(
     device.require_shared("linformer", shared_bytes)?;
     let tiles = widest.div_ceil(columns) * rank.div_ceil(ranks);
     let wanted = (device.multiprocessors as usize).div_ceil(2 * tiles * heads);
-    let parts = wanted.clamp(1, (tokens / LEAST_PART).max(1));
+    let parts = wanted.clamp(1, (tokens / least_part_tokens).max(1));
     let tokens_a_part = tokens.div_ceil(parts).next_multiple_of(TOKENS);
     let parts = tokens.div_ceil(tokens_a_part).max(1);
     let projected = dims.map(|dim| plan.workspace((heads * rank * dim * dtype.bytes()) as u64));
@@ -173,19 +228,37 @@ impl CudaKernel for Linformer {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
+        let class = self.tile_class(problem).expect("what it supports has a class");
+        self.plan_tiles(problem, device, class.taken())
+    }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        CLASSES.iter().collect()
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        rank_of(problem).map(|rank| class_of(problem.head_dim_qk.max(problem.head_dim_v), rank))
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
         device.require_capability("linformer", 80)?;
-        let Mechanism::Linformer { rank } = problem.mechanism else {
-            unreachable!("supports() refuses other mechanisms")
-        };
+        let rank = rank_of(problem).expect("supports() refuses other mechanisms");
+        let shape = Shape::new(tiles);
         let mut geometry = Geometry::new(problem);
         let mut plan = CudaPlan::default();
-        let [k, v] = project(&mut plan, &geometry, rank, problem.dtype, device)?;
+        let [k, v] = project(&mut plan, &geometry, rank, problem.dtype, device, shape)?;
         let widest = geometry.dim_qk.max(geometry.dim_v);
-        let resident = ATTEND_SHAPES
+        let resident = ATTEND_DIMS
             .into_iter()
-            .find(|&(dim, _)| widest <= dim)
-            .filter(|&(dim, _)| rank <= MOST_RANK && attend_bytes(dim) <= device.shared_bytes_per_block);
-        let Some(shape) = resident else {
+            .find(|&dim| widest <= dim)
+            .filter(|&dim| rank <= MOST_RANK && attend_bytes(dim) <= device.shared_bytes_per_block)
+            .zip(shape.attend_keys);
+        let Some((dim, keys)) = resident else {
             geometry.k = projected_rows(&geometry, rank, geometry.dim_qk);
             geometry.v = projected_rows(&geometry, rank, geometry.dim_v);
             geometry.lengths_kv.fill(rank);
@@ -193,7 +266,7 @@ impl CudaKernel for Linformer {
             flash::push(&mut plan, "linformer", &geometry, problem, [k, v], device)?;
             return Ok(plan);
         };
-        let module = plan.module(attend_module(shape, problem.dtype));
+        let module = plan.module(attend_module(dim, keys, problem.dtype));
         let heads = geometry.heads_q * geometry.batch();
         // A block a multiprocessor, as many as there are rows for.
         let most = geometry.longest_q().div_ceil(BLOCK_ROWS).max(1);
@@ -203,7 +276,7 @@ impl CudaKernel for Linformer {
             entry: "linformer_attend",
             grid: grid_of("linformer", &[blocks_a_head, heads])?,
             block: [THREADS as u32, 1, 1],
-            shared_bytes: attend_bytes(shape.0),
+            shared_bytes: attend_bytes(dim),
             arguments: vec![
                 Argument::Tensor(TensorName::Q),
                 k,
@@ -221,10 +294,11 @@ impl CudaKernel for Linformer {
     fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
         for dtype in DTYPES {
-            modules.extend(
-                RANKS.into_iter().flat_map(|ranks| COLUMNS.map(|columns| project_module(ranks, columns, dtype))),
-            );
-            modules.extend(ATTEND_SHAPES.map(|shape| attend_module(shape, dtype)));
+            for (dim, rank) in [64, 128, 256].into_iter().flat_map(|dim| [(dim, 128), (dim, MOST_RANK)]) {
+                let shape = Shape::new(class_of(dim, rank).taken());
+                modules.push(project_module(shape.ranks, shape.columns, dtype));
+                modules.extend(shape.attend_keys.map(|keys| attend_module(dim, keys, dtype)));
+            }
         }
         modules.extend(flash::modules());
         modules

@@ -5,9 +5,10 @@ use super::decode::{push_combine, push_partials};
 use super::flash3::{self, Flash3};
 use super::geometry::Geometry;
 use super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap, grid_of};
-use super::shares::share_out;
+use super::shares::{ShareOut, share_out};
 use super::source::source;
-use super::tensor_core::{self, DTYPES, compiled_dims, element};
+use super::tensor_core::{self, DTYPES, compiled_dims};
+use super::tiles::{TileClass, Tiles};
 use super::{CudaKernel, Source, flash};
 use crate::input::tensor_shape;
 use crate::kernel::KernelError;
@@ -19,35 +20,72 @@ const SOURCE: Source = source!("mla.cu");
 /// The widest latent row and value that the kernel is compiled for.
 const DIM_QK: usize = 576;
 const DIM_V: usize = 512;
-/// Rows of a block: heads times queries; keys a tile.
+/// Rows of a block: heads times queries.
 const ROWS: usize = 64;
-const KEYS: usize = 64;
 const THREADS: u32 = 256;
-/// Q, the latent rows, the weights, two numbers a row.
-const SHARED_BYTES: u32 = (2 * (ROWS * DIM_QK + KEYS * DIM_QK + ROWS * KEYS) + 8 * ROWS) as u32;
 
-/// The source for compute capability 9.0, its threads, and its shared memory: Q, two slots of latent rows, the weights, two
-/// numbers a row, the barriers of two rings of two slots and of one of one.
+/// The source for compute capability 9.0, and its threads.
 const SOURCE_90: Source = source!("mla3.cu");
 const CAPABILITY_90: u32 = 90;
 const THREADS_90: u32 = 384;
-const SHARED_BYTES_90: u32 = (2 * (ROWS * DIM_QK + 2 * KEYS * DIM_QK + ROWS * KEYS) + 8 * ROWS + 5 * 16) as u32;
+
+/// Keys a tile; rows of a copy at most, where the copy engine brings them; keys that a share may always have.
+const SIZES: &[&str] = &["keys", "box", "share"];
+
+/// What decode takes, and what `attnbench tune` measures beside it. A block has a multiprocessor to itself, and as many slots of
+/// latent rows as its shared memory has room for.
+#[rustfmt::skip]
+const CLASSES: &[TileClass] = &[
+    TileClass::new("decode", SIZES, &[64, 64, 64], &[&[32, 32, 64], &[64, 32, 64], &[64, 16, 64], &[64, 64, 256], &[64, 64, 1024]]),
+];
+
+/// How a block is cut, and in which source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    is_90: bool,
+    keys: usize,
+    box_rows: usize,
+    least_share_keys: usize,
+    slots: usize,
+}
+
+impl Shape {
+    /// As many slots as such a device has room for, at least one.
+    fn new(is_90: bool, tiles: Tiles, device: &DeviceFacts) -> Shape {
+        let [keys, box_rows, least_share_keys] = tiles.sizes();
+        let with = |slots| Shape { is_90, keys, box_rows, least_share_keys, slots };
+        let fits = |shape: &Shape| shape.shared_bytes() <= device.shared_bytes_per_block;
+        (1..=MOST_SLOTS).rev().map(with).find(fits).unwrap_or(with(1))
+    }
+
+    /// Q, the slots of latent rows, the weights, two numbers a row; for compute capability 9.0 also the barriers of two rings of
+    /// slots and of one of one, and weights in a whole panel.
+    fn shared_bytes(&self) -> u32 {
+        let weights = if self.is_90 { ROWS * 64 } else { ROWS * self.keys };
+        let barriers = if self.is_90 { (2 * self.slots + 1) * 16 } else { 0 };
+        (2 * (ROWS * DIM_QK + self.slots * self.keys * DIM_QK + weights) + 8 * ROWS + barriers) as u32
+    }
+
+    fn module(&self, dtype: Dtype) -> Module {
+        let source = if self.is_90 { SOURCE_90 } else { SOURCE };
+        tensor_core::module(source, dtype, &[("KEYS", self.keys), ("SLOTS", self.slots)], None)
+    }
+}
+
+/// Slots of latent rows at most.
+const MOST_SLOTS: usize = 4;
 
 /// The kernel.
 pub struct Mla;
 
-fn module(source: Source, dtype: Dtype) -> Module {
-    Module { source, defines: vec![("ELEMENT", element(dtype).to_string())] }
-}
-
 /// All latent rows of the cache as one matrix, whatever its layout; a copy brings 64 columns of as many rows as surely lie in
-/// one page. None where rows are more than a coordinate can number.
-fn latent_map(problem: &AttentionProblem) -> Option<(TensorMap, usize, usize)> {
+/// one page, up to `most`. None where rows are more than a coordinate can number.
+fn latent_map(problem: &AttentionProblem, most: usize) -> Option<(TensorMap, usize, usize)> {
     let dim = problem.head_dim_qk;
     let rows = tensor_shape(problem, TensorName::K).1.iter().product::<usize>() / dim;
     let box_rows = match problem.kv_layout {
-        KvLayout::Contiguous => KEYS,
-        KvLayout::Paged { page_size } => 1 << page_size.trailing_zeros().min(KEYS.ilog2()),
+        KvLayout::Contiguous => most,
+        KvLayout::Paged { page_size } => 1 << page_size.trailing_zeros().min(most.ilog2()),
     };
     let map = TensorMap {
         tensor: TensorName::K,
@@ -102,23 +140,48 @@ impl CudaKernel for Mla {
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
         self.supports(problem)?;
-        let is_90 = device.compute_capability == CAPABILITY_90;
-        if !problem.is_absorbed_mla() {
-            return if is_90 { flash3::plan("mla", problem, device) } else { flash::plan("mla", problem, device) };
+        match self.tile_class(problem) {
+            Some(class) => self.plan_tiles(problem, device, class.taken()),
+            None if device.compute_capability == CAPABILITY_90 => flash3::plan("mla", problem, device),
+            None => flash::plan("mla", problem, device),
         }
+    }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        CLASSES.iter().collect()
+    }
+
+    /// Prefill has the tiles of `flash` and `flash3`.
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        problem.is_absorbed_mla().then_some(&CLASSES[0])
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
         device.require_capability("mla", 80)?;
-        let map = latent_map(problem).filter(|_| is_90);
-        let (entry, source, threads, shared_bytes) = match map {
-            Some(_) => ("mla3", SOURCE_90, THREADS_90, SHARED_BYTES_90),
-            None => ("mla", SOURCE, THREADS, SHARED_BYTES),
-        };
+        let [_, most_box_rows, _] = tiles.sizes();
+        let map = latent_map(problem, most_box_rows).filter(|_| device.compute_capability == CAPABILITY_90);
+        let shape = Shape::new(map.is_some(), tiles, device);
+        if map.is_none() && shape.box_rows < shape.keys {
+            return Err(KernelError::Unsupported(format!(
+                "tiles {tiles}: mla has boxes of rows with the copy engine of compute capability 9.0 alone"
+            )));
+        }
+        let (entry, threads) = if shape.is_90 { ("mla3", THREADS_90) } else { ("mla", THREADS) };
+        let shared_bytes = shape.shared_bytes();
         device.require_shared("mla", shared_bytes)?;
         let geometry = Geometry::new(problem);
         let mut plan = CudaPlan::default();
-        let module = plan.module(module(source, problem.dtype));
+        let module = plan.module(shape.module(problem.dtype));
         let sequences = geometry.sequences(&mut plan);
         // One block a multiprocessor.
-        let shares = share_out(&mut plan, &geometry, ROWS, device.multiprocessors as usize);
+        let places = device.multiprocessors as usize;
+        let out = ShareOut { rows: ROWS, places, least_keys: shape.least_share_keys };
+        let shares = share_out(&mut plan, &geometry, out);
         let partials = push_partials(&mut plan, &geometry, &shares, ROWS);
         let page_table = match problem.kv_layout {
             KvLayout::Contiguous => Argument::Null,
@@ -153,8 +216,11 @@ impl CudaKernel for Mla {
     }
 
     fn modules(&self) -> Vec<Module> {
-        let sources = [SOURCE, SOURCE_90].into_iter();
-        let mut modules: Vec<Module> = sources.flat_map(|source| DTYPES.map(|dtype| module(source, dtype))).collect();
+        let taken = |(is_90, device)| Shape::new(is_90, CLASSES[0].taken(), &device);
+        // An A100 has room for one slot; whatever has more takes the same source where no tensor map can number the rows.
+        let shapes = [(false, DeviceFacts::A100), (false, DeviceFacts::H200), (true, DeviceFacts::H200)].map(taken);
+        let mut modules: Vec<Module> =
+            shapes.into_iter().flat_map(|shape| DTYPES.map(|dtype| shape.module(dtype))).collect();
         modules.extend(flash::modules());
         modules.extend(Flash3.modules());
         modules

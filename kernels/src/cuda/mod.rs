@@ -59,23 +59,35 @@ pub trait CudaKernel: Sync {
     fn modules_for(&self, compute_capability: u32) -> Vec<Module> {
         if self.is_for(compute_capability) { self.modules() } else { Vec::new() }
     }
-    /// How its blocks may be cut; empty where there is no choice.
-    fn candidates(&self) -> &'static [Tiles] {
-        &[]
+    /// How its blocks may be cut: a row for each class of its problems; empty where there is no choice.
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        Vec::new()
     }
-    /// The class of a supported problem, and which of the candidates [`CudaKernel::plan`] takes for it; `None` where there
-    /// is no choice.
-    fn tile_class(&self, _problem: &AttentionProblem) -> Option<TileClass> {
+    /// The class of a supported problem, of [`CudaKernel::tile_classes`]; `None` where there is no choice.
+    fn tile_class(&self, _problem: &AttentionProblem) -> Option<&'static TileClass> {
         None
     }
-    /// [`CudaKernel::plan`] with one of the candidates. Errors where a block of it does not fit the device, too.
+    /// [`CudaKernel::plan`] with one of the candidates of the problem's class. Errors where it is none of them, and where a
+    /// block of it does not fit the device, too.
     fn plan_with(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        self.supports(problem)?;
+        tiles::check(self.name(), self.tile_class(problem), tiles)?;
+        self.plan_tiles(problem, device, tiles)
+    }
+    /// What [`CudaKernel::plan_with`] is made of: a plan of a supported problem with tiles of its class. A kernel without classes
+    /// is never asked.
+    fn plan_tiles(
         &self,
         _problem: &AttentionProblem,
         _device: &DeviceFacts,
         tiles: Tiles,
     ) -> Result<CudaPlan, KernelError> {
-        Err(tiles::no_choice(self.name(), tiles))
+        Err(KernelError::Unsupported(format!("tiles {tiles}: {} has no choice of tiles", self.name())))
     }
 }
 

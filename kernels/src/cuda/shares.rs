@@ -15,7 +15,7 @@ use super::geometry::{Bytes, Geometry};
 use super::plan::{Argument, CudaPlan};
 
 /// Keys of which shares are made: every warp of a block takes 16 of them.
-const ROUND_KEYS: usize = 64;
+pub(super) const ROUND_KEYS: usize = 64;
 /// What starting a block costs, in keys: its first keys come as late as these many take to stream where all blocks do.
 const START_KEYS: usize = 64;
 /// What a second launch that merges shares costs, in keys of a block.
@@ -70,8 +70,9 @@ fn shares(keys: usize, most: usize) -> usize {
     keys.div_ceil(ROUND_KEYS).div_ceil(most.div_ceil(ROUND_KEYS)).clamp(1, MAX_SPLITS)
 }
 
-/// The longest share that is best for tiles of these many keys, each there for `heads` heads, on `places` blocks at a time.
-fn best_share(keys: &[usize], heads: usize, places: usize) -> usize {
+/// The longest share that is best for tiles of these many keys, each there for `heads` heads, on `places` blocks at a time, among
+/// those of `least` keys and more.
+fn best_share(keys: &[usize], heads: usize, places: usize, least: usize) -> usize {
     let longest = keys.iter().copied().max().unwrap_or(0).max(1);
     let blocks = |most: usize| keys.iter().map(|&keys| shares(keys, most)).sum::<usize>() * heads;
     if blocks(longest) > MAX_TRIED_BLOCKS.max(places) {
@@ -79,7 +80,8 @@ fn best_share(keys: &[usize], heads: usize, places: usize) -> usize {
     }
     // Shares that fill the places once, twice, ...: of more, the last round is shorter and the merging longer.
     let filling = |count: usize| {
-        let (mut low, mut high) = (1, longest.div_ceil(ROUND_KEYS));
+        let mut high = longest.div_ceil(ROUND_KEYS);
+        let mut low = least.div_ceil(ROUND_KEYS).clamp(1, high);
         while low < high {
             let middle = (low + high) / 2;
             if blocks(middle * ROUND_KEYS) <= count { high = middle } else { low = middle + 1 }
@@ -110,12 +112,23 @@ fn cost(keys: &[usize], heads: usize, places: usize, most: usize) -> usize {
     last + merging
 }
 
-/// The schedule of a problem whose blocks take `rows` packed rows each, of which `places` blocks run at a time. Its tables
-/// become the plan's.
-pub(super) fn share_out(plan: &mut CudaPlan, geometry: &Geometry, rows: usize, places: usize) -> Shares {
+/// How a problem is cut into shares.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ShareOut {
+    /// Packed rows of a block.
+    pub(super) rows: usize,
+    /// Blocks that run at a time.
+    pub(super) places: usize,
+    /// Keys that a share may always have: what starting and merging one costs does not depend on its length.
+    pub(super) least_keys: usize,
+}
+
+/// The schedule of a problem. Its tables become the plan's.
+pub(super) fn share_out(plan: &mut CudaPlan, geometry: &Geometry, out: ShareOut) -> Shares {
+    let ShareOut { rows, places, least_keys } = out;
     let tiles = row_tiles(geometry, rows);
     let keys: Vec<usize> = tiles.iter().map(|tile| tile.keys).collect();
-    let most = best_share(&keys, geometry.heads_kv, places);
+    let most = best_share(&keys, geometry.heads_kv, places, least_keys);
     let count = |tile: &RowTile| shares(tile.keys, most);
     if geometry.is_uniform() {
         let splits = tiles.iter().map(count).max().unwrap_or(1);
@@ -169,7 +182,7 @@ mod tests {
     const PLACES: usize = 264;
 
     fn splits(tiles: usize, keys: usize) -> usize {
-        shares(keys, best_share(&vec![keys; tiles], 1, PLACES))
+        shares(keys, best_share(&vec![keys; tiles], 1, PLACES, ROUND_KEYS))
     }
 
     #[test]
@@ -178,7 +191,7 @@ mod tests {
         assert_eq!(splits(PLACES, 65536), 1);
         assert_eq!(splits(1, 256), 1);
         assert_eq!(splits(4 * PLACES, 4096), 1);
-        assert_eq!(best_share(&[], 8, PLACES), 1);
+        assert_eq!(best_share(&[], 8, PLACES, ROUND_KEYS), 1);
         assert_eq!(shares(0, 1), 1);
         // One tile of a long cache: as many shares as may be, but no more than there are rounds of keys.
         assert_eq!(splits(1, 1 << 20), MAX_SPLITS);
@@ -196,7 +209,7 @@ mod tests {
                 let keys: Vec<usize> =
                     (0..tiles).map(|tile| 8192 << (crate::hash::hash64(seed, tile as u64) % 5)).collect();
                 let total: usize = keys.iter().sum();
-                let end = cost(&keys, 1, PLACES, best_share(&keys, 1, PLACES));
+                let end = cost(&keys, 1, PLACES, best_share(&keys, 1, PLACES, ROUND_KEYS));
                 // What MAX_SPLITS shares of the longest tile take is the least.
                 let least = (total / PLACES).max(keys.iter().max().expect("there are tiles") / MAX_SPLITS);
                 assert!(4 * end <= 5 * least + 4 * (MERGE_KEYS + 2 * START_KEYS), "{tiles} tiles: {end} of {least}");
@@ -208,8 +221,18 @@ mod tests {
     fn one_long_sequence_among_short_ones_is_cut_and_they_are_not() {
         let mut keys = vec![100; 63];
         keys.push(131_072);
-        let most = best_share(&keys, 8, PLACES);
+        let most = best_share(&keys, 8, PLACES, ROUND_KEYS);
         assert!(shares(131_072, most) >= 24, "the long one is cut into shares of at most {most}");
         assert_eq!(shares(100, most), 1);
+    }
+
+    #[test]
+    fn shares_are_no_shorter_than_asked_for() {
+        for keys in [100, 1000, 1 << 20] {
+            let most = best_share(&[keys], 1, PLACES, 1024);
+            assert!(most >= keys.min(1024), "{keys} keys: shares of up to {most}");
+        }
+        assert_eq!(shares(4096, best_share(&[4096], 1, PLACES, 1024)), 4);
+        assert_eq!(best_share(&[], 8, PLACES, 1024), 1);
     }
 }

@@ -1,9 +1,10 @@
 //! Flash-decoding over a contiguous cache: `kernels/cuda/split_kv.cu`.
 
 use super::CudaKernel;
-use super::decode::Decode;
+use super::decode::{CLASSES, Decode};
 use super::plan::{CudaPlan, DeviceFacts, Module};
 use super::source::source;
+use super::tiles::{TileClass, Tiles};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, KvLayout};
 
@@ -38,5 +39,22 @@ impl CudaKernel for SplitKv {
 
     fn modules(&self) -> Vec<Module> {
         DECODE.modules()
+    }
+
+    fn tile_classes(&self) -> Vec<&'static TileClass> {
+        CLASSES.iter().collect()
+    }
+
+    fn tile_class(&self, problem: &AttentionProblem) -> Option<&'static TileClass> {
+        DECODE.tile_class(problem)
+    }
+
+    fn plan_tiles(
+        &self,
+        problem: &AttentionProblem,
+        device: &DeviceFacts,
+        tiles: Tiles,
+    ) -> Result<CudaPlan, KernelError> {
+        DECODE.plan_tiles(problem, device, tiles)
     }
 }

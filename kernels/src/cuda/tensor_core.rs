@@ -1,6 +1,7 @@
 //! What the kernels on tensor cores have in common: which problems, which head dimensions, which element.
 
-use super::plan::Argument;
+use super::Source;
+use super::plan::{Argument, Module};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Bias, Dtype, KvLayout, Mechanism, Pattern};
 use crate::tensor::TensorName;
@@ -15,6 +16,24 @@ pub(super) const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 /// The smallest compiled dimensions that hold these.
 pub(super) fn compiled_dims(dim_qk: usize, dim_v: usize) -> Option<(usize, usize)> {
     DIMS.into_iter().find(|&(qk, v)| dim_qk <= qk && dim_v <= v)
+}
+
+/// What classes of problems call head dimensions: `d128`, `d192:128`.
+pub(super) fn dims_name((dim_qk, dim_v): (usize, usize)) -> String {
+    if dim_qk == dim_v { format!("d{dim_qk}") } else { format!("d{dim_qk}:{dim_v}") }
+}
+
+/// A source compiled for an element, with these numbers, in one of its variants where it has several.
+pub(super) fn module(
+    source: Source,
+    dtype: Dtype,
+    numbers: &[(&'static str, usize)],
+    variant: Option<Variant>,
+) -> Module {
+    let mut defines = vec![("ELEMENT", element(dtype).to_string())];
+    defines.extend(numbers.iter().map(|&(name, number)| (name, number.to_string())));
+    defines.extend(variant.map(Variant::define));
+    Module { source, defines }
 }
 
 /// The name of an element type in `ptx.cuh`.

@@ -1,14 +1,14 @@
 //! `flash` and `flash1`: lengths, masks, head dimensions, layouts.
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
-use attn_kernels::cuda::{self, CudaKernel};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::pattern::Visibility;
 use attn_kernels::problem::{AttentionProblem, Bias, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
 use attn_kernels::tensor::TensorName;
 
-use super::{DEVICE, check, shim};
+use super::{DEVICE, check, problems, shim};
 
 pub(crate) fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Prefill, dtype, 1, heads, lengths, dim)
@@ -50,17 +50,6 @@ fn flash_of_irregular_lengths() {
     irregular_lengths(&Flash);
 }
 
-/// Those that some class of problems takes are compiled by the other tests.
-#[test]
-fn tiles_that_are_not_taken() {
-    for tiles in ["rows64-keys32-warps4", "rows64-keys64-warps4", "rows64-keys128-warps4", "rows128-keys128-warps8"] {
-        let kernel = cuda::find(&format!("flash+{tiles}")).expect("a candidate");
-        let mut problem = problem(Dtype::Bf16, (2, 1), (150, 203), 64);
-        problem.causal = true;
-        check(kernel, &problem);
-    }
-}
-
 #[test]
 fn flash1_of_irregular_lengths() {
     irregular_lengths(&Flash1);
@@ -68,18 +57,10 @@ fn flash1_of_irregular_lengths() {
 
 #[test]
 fn windows() {
-    for (index, (left, right)) in
-        [(0, 0), (15, 0), (64, 64), (100, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
-    {
-        for (len_q, len_kv) in [(150, 150), (70, 300), (200, 65)] {
-            let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
-            problem.pattern = Pattern::Window { left, right };
-            problem.causal = index % 3 == 1;
-            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
-            check(&Flash, &problem);
-            if len_q == 70 {
-                check(&Flash1, &problem);
-            }
+    for problem in problems::windows(Phase::Prefill, Dtype::F16, &[(150, 150), (70, 300), (200, 65)]) {
+        check(&Flash, &problem);
+        if problem.lengths_q()[0] == 70 {
+            check(&Flash1, &problem);
         }
     }
 }
@@ -121,20 +102,11 @@ fn head_dimensions() {
 
 #[test]
 fn shared_heads_ragged_batches_and_softcap() {
-    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
-        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
-            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
-            problem.batch = 4;
-            problem.layout = layout;
-            problem.causal = index != 1;
-            problem.softcap = (index == 2).then_some(3.0);
-            problem.scale = (index == 1).then_some(0.25);
-            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
-            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            check(&Flash, &problem);
-            if layout == Layout::Thd {
-                check(&Flash1, &problem);
-            }
+    for mut problem in problems::ragged(Phase::Prefill, &[Layout::Bshd, Layout::Bhsd, Layout::Thd], [64; 3]) {
+        problem.softcap = (problem.heads_q == 2).then_some(3.0);
+        check(&Flash, &problem);
+        if problem.layout == Layout::Thd {
+            check(&Flash1, &problem);
         }
     }
 }

@@ -3,28 +3,23 @@
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, Dtype, Layout, Lengths, Phase};
 use attn_kernels::tensor::TensorName;
 
 use super::flash::{irregular_lengths, problem};
-use super::{DEVICE, check, shim};
+use super::{DEVICE, check, problems, shim};
 
 #[test]
 fn irregular() {
     irregular_lengths(&Flash3);
 }
 
+/// Each window over one of the lengths.
 #[test]
 fn windows() {
-    for (index, (left, right)) in
-        [(0, 0), (15, 0), (64, 64), (200, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
-    {
-        let (len_q, len_kv) = [(400, 400), (70, 300), (200, 65)][index % 3];
-        let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
-        problem.pattern = Pattern::Window { left, right };
-        problem.causal = index % 3 == 1;
-        problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
-        check(&Flash3, &problem);
+    let all = problems::windows(Phase::Prefill, Dtype::F16, &[(400, 400), (70, 300), (200, 65)]);
+    for (index, three) in all.chunks(3).enumerate() {
+        check(&Flash3, &three[index % 3]);
     }
 }
 
@@ -44,19 +39,10 @@ fn head_dimensions() {
 
 #[test]
 fn shared_heads_ragged_batches_and_sinks() {
-    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
-        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
-            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
-            problem.batch = 4;
-            problem.layout = layout;
-            problem.causal = index != 1;
-            problem.sinks = index != 0;
-            problem.softcap = (index == 2).then_some(3.0);
-            problem.scale = (index == 1).then_some(0.25);
-            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
-            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            check(&Flash3, &problem);
-        }
+    for mut problem in problems::ragged(Phase::Prefill, &[Layout::Bshd, Layout::Bhsd, Layout::Thd], [64; 3]) {
+        problem.sinks = problem.heads_q != 4;
+        problem.softcap = (problem.heads_q == 2).then_some(3.0);
+        check(&Flash3, &problem);
     }
 }
 

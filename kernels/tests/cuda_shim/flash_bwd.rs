@@ -4,11 +4,11 @@ use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash3::Flash3;
 use attn_kernels::input;
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Phase};
 use attn_kernels::tensor::{TensorName, TensorSet};
 
 use super::flash::LENGTHS;
-use super::{check, prepared, shim};
+use super::{check, prepared, problems, shim};
 
 fn problem(dtype: Dtype, heads: (usize, usize), lengths: (usize, usize), dim: usize) -> AttentionProblem {
     AttentionProblem::softmax(Phase::Backward, dtype, 1, heads, lengths, dim)
@@ -50,16 +50,8 @@ fn check_both(problem: &AttentionProblem) {
 
 #[test]
 fn windows() {
-    for (index, (left, right)) in
-        [(0, 0), (15, 0), (64, 64), (100, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
-    {
-        for (len_q, len_kv) in [(150, 150), (70, 300), (200, 65)] {
-            let mut problem = problem(Dtype::Bf16, (1, 1), (len_q, len_kv), 64);
-            problem.pattern = Pattern::Window { left, right };
-            problem.causal = index % 3 == 1;
-            problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
-            check_both(&problem);
-        }
+    for problem in problems::windows(Phase::Backward, Dtype::Bf16, &[(150, 150), (70, 300), (200, 65)]) {
+        check_both(&problem);
     }
 }
 
@@ -91,18 +83,11 @@ fn head_dimensions() {
 
 #[test]
 fn shared_heads_ragged_batches_and_softcap() {
-    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
-        for layout in [Layout::Bshd, Layout::Thd] {
-            let mut problem = problem(Dtype::Bf16, heads, (0, 0), [64, 128, 96][index]);
-            problem.batch = 4;
-            problem.layout = layout;
-            problem.causal = index != 1;
-            problem.softcap = (index == 1).then_some(3.0);
-            problem.scale = (index == 1).then_some(-0.25);
-            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
-            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            check_both(&problem);
+    for mut problem in problems::ragged(Phase::Backward, &[Layout::Bshd, Layout::Thd], [64, 128, 96]) {
+        if problem.heads_q == 3 {
+            (problem.softcap, problem.scale) = (Some(3.0), Some(-0.25));
         }
+        check_both(&problem);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The CUDA kernels on a CPU: every plan executed in the host shim and compared with the f64 oracle.
 
+mod candidates;
 mod decode;
 mod faults;
 mod flash;
@@ -9,6 +10,7 @@ mod groups;
 mod mla;
 mod naive;
 mod others;
+mod problems;
 mod sabotage;
 mod shim;
 mod tiles;

@@ -106,7 +106,7 @@ fn no_barrier_of_flash_s_backward_can_go() {
         [64, 128].map(|dim| AttentionProblem::softmax(Phase::Backward, Dtype::Bf16, 1, (2, 1), (130, 150), dim));
     narrow.causal = true;
     wide.deterministic = true;
-    every_barrier_is_needed(&Flash, &[narrow, wide], &["flash_bwd.cu"]);
+    every_barrier_is_needed(&Flash, &[narrow, wide], &["flash_bwd_keys.cuh", "flash_bwd_queries.cuh"]);
 }
 
 #[test]
@@ -250,12 +250,12 @@ fn the_oracle_sees_wrong_mathematics() {
     let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 20] = [
         ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
         ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
-        ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
+        ("group", &Flash, &backward, "flash_bwd_keys.cuh", "turns = tiles * group;", "turns = tiles;"),
         (
             "skipped",
             &Flash,
             &backward,
-            "flash_bwd.cu",
+            "flash_bwd_keys.cuh",
             "ceil_div(end_query - first_query, ROWS)",
             "(end_query - first_query) / ROWS",
         ),

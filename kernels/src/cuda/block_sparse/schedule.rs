@@ -91,7 +91,7 @@ impl Heads<'_> {
                 let scale = heads * sets.len() as f64 / sampled.len() as f64;
                 for set in sampled {
                     let (tiles, visited) = estimate(visibility, set, shape);
-                    pairs += scale * visited * (shape.rows * shape.keys) as f64 * shape.cost_of_pair();
+                    pairs += scale * visited * (shape.rows * shape.keys) as f64 * shape.cost_of_pair;
                     blocks += scale * tiles as f64;
                 }
             }

@@ -10,7 +10,8 @@ fn problem(pattern: Pattern, causal: bool, length: usize, heads: (usize, usize),
 }
 
 fn scheduled(problem: &AttentionProblem) -> Schedule {
-    schedule(problem, &Geometry::new(problem), &DeviceFacts::H200).expect("an H200 has what it takes")
+    schedule(problem, &Geometry::new(problem), &DeviceFacts::H200, class_of(problem).taken())
+        .expect("an H200 has what it takes")
 }
 
 /// The part of visited tiles that is visible, for each pattern at 16k, with a head of its own and with four heads a group;

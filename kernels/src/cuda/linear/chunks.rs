@@ -4,7 +4,8 @@ use super::super::Source;
 use super::super::geometry::Geometry;
 use super::super::plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, grid_of};
 use super::super::source::source;
-use super::super::tensor_core::{DTYPES, element};
+use super::super::tensor_core::{self, DTYPES};
+use super::super::tiles::{self, TileClass, Tiles};
 use crate::kernel::KernelError;
 use crate::problem::{AttentionProblem, Dtype};
 use crate::tensor::TensorName;
@@ -13,40 +14,68 @@ const SOURCE: Source = source!("linear_chunks.cu");
 
 /// Positions a chunk.
 const CHUNK: usize = 64;
-/// What a second pass over the keys costs of a chunk, and what states in memory cost of a walk, in chunks: 64 KiB written,
-/// read, written and read again, of 64 KiB a chunk.
+/// What a second pass over the keys costs of a chunk.
 const SECOND_PASS: f64 = 0.5;
-const STATES_COST: f64 = 4.0;
 /// What a scan costs a segment, and segments that it walks along at most.
 const SCAN_COST: f64 = 0.01;
 const MOST_SEGMENTS: usize = 256;
+
+/// Columns of V that a warp owns; warps, of which four at a time share the rows of Q K^T; blocks that fit a multiprocessor of
+/// sm_90; and what states in memory cost of a walk, in chunks: 64 KiB written, read, written and read again, of 64 KiB a chunk.
+const SIZES: &[&str] = &["columns", "warps", "blocks", "states"];
+
+const fn class(name: &'static str, taken: &'static [usize; 4], others: &'static [&'static [usize]]) -> TileClass {
+    TileClass::new(name, SIZES, taken, others)
+}
+
+/// What each class takes, and what `attnbench tune` measures beside it, by d_qk: the more states cost, the fewer segments a walk is
+/// cut into.
+#[rustfmt::skip]
+pub(super) const CLASSES: &[TileClass] = &[
+    class("d64", &[16, 4, 3, 4], &[&[16, 4, 3, 2], &[16, 4, 3, 8]]),
+    class("d128", &[32, 4, 2, 4], &[&[16, 4, 2, 4], &[16, 8, 1, 4], &[32, 4, 2, 2], &[32, 4, 2, 8]]),
+    class("d256", &[16, 8, 1, 4], &[&[16, 4, 1, 4], &[16, 8, 1, 2]]),
+];
+
+/// The compiled d_qk.
+const DIMS: [usize; 3] = [64, 128, 256];
 
 /// How a block is cut for some d_qk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     dim_qk: usize,
-    /// Columns of V that a warp owns.
     warp_columns: usize,
     warps: usize,
-    /// Blocks that fit a multiprocessor of sm_90.
     blocks_a_multiprocessor: usize,
+    states_chunks: usize,
 }
 
-#[rustfmt::skip]
-const TABLE: [Shape; 3] = [
-    Shape { dim_qk: 64, warp_columns: 16, warps: 4, blocks_a_multiprocessor: 3 },
-    Shape { dim_qk: 128, warp_columns: 32, warps: 4, blocks_a_multiprocessor: 2 },
-    Shape { dim_qk: 256, warp_columns: 16, warps: 8, blocks_a_multiprocessor: 1 },
-];
+/// The compiled d_qk of a prefill in 16 bits whose rows are whole chunks of 16 bytes.
+fn compiled_dim(problem: &AttentionProblem) -> Option<usize> {
+    let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+    let is_whole = dim_qk.is_multiple_of(8) && dim_v.is_multiple_of(8);
+    let has_tensor_cores = is_whole && problem.dtype != Dtype::F32 && !problem.is_recurrent();
+    DIMS.into_iter().find(|&dim| has_tensor_cores && dim_qk <= dim)
+}
+
+fn class_of_dim(dim_qk: usize) -> &'static TileClass {
+    tiles::class(CLASSES, &format!("d{dim_qk}"))
+}
+
+/// The class of a problem, where its prefill is on tensor cores.
+pub(super) fn class_of(problem: &AttentionProblem) -> Option<&'static TileClass> {
+    compiled_dim(problem).map(class_of_dim)
+}
 
 impl Shape {
-    /// The shape of a prefill in 16 bits whose rows are whole chunks of 16 bytes, where its tiles fit the device.
-    pub(super) fn of(problem: &AttentionProblem, geometry: &Geometry, device: &DeviceFacts) -> Option<Shape> {
-        let is_whole = geometry.dim_qk.is_multiple_of(8) && geometry.dim_v.is_multiple_of(8);
-        let is_fit =
-            |shape: &&Shape| geometry.dim_qk <= shape.dim_qk && shape.shared_bytes() <= device.shared_bytes_per_block;
-        (is_whole && problem.dtype != Dtype::F32 && !problem.is_recurrent())
-            .then(|| TABLE.iter().find(is_fit).copied())?
+    fn of_dim(dim_qk: usize, tiles: Tiles) -> Shape {
+        let [warp_columns, warps, blocks_a_multiprocessor, states_chunks] = tiles.sizes();
+        Shape { dim_qk, warp_columns, warps, blocks_a_multiprocessor, states_chunks }
+    }
+
+    /// The shape for a problem that has a class.
+    pub(super) fn new(problem: &AttentionProblem, tiles: Tiles) -> Option<Shape> {
+        compiled_dim(problem).map(|dim| Shape::of_dim(dim, tiles))
     }
 
     fn columns(&self) -> usize {
@@ -54,22 +83,15 @@ impl Shape {
     }
 
     /// Two stages of Q, K and V, the triangle, two normalisers of each warp, divisors of each part of the keys, scales of rows.
-    fn shared_bytes(&self) -> u32 {
+    pub(super) fn shared_bytes(&self) -> u32 {
         let stage = 2 * CHUNK * (2 * self.dim_qk + self.columns());
         let numbers = 2 * self.warps * self.dim_qk + (self.warps / 4 + 2) * CHUNK;
         (2 * stage + 2 * CHUNK * CHUNK + 4 * numbers) as u32
     }
 
     fn module(&self, dtype: Dtype) -> Module {
-        Module {
-            source: SOURCE,
-            defines: vec![
-                ("ELEMENT", element(dtype).to_string()),
-                ("DIM_QK", self.dim_qk.to_string()),
-                ("WARP_V", self.warp_columns.to_string()),
-                ("WARPS", self.warps.to_string()),
-            ],
-        }
+        let numbers = [("DIM_QK", self.dim_qk), ("WARP_V", self.warp_columns), ("WARPS", self.warps)];
+        tensor_core::module(SOURCE, dtype, &numbers, None)
     }
 
     /// Blocks that run at a time.
@@ -80,7 +102,8 @@ impl Shape {
 
 /// Every variant.
 pub(super) fn modules() -> Vec<Module> {
-    TABLE.iter().flat_map(|shape| DTYPES.map(|dtype| shape.module(dtype))).collect()
+    let of = |dim| DTYPES.map(|dtype| Shape::of_dim(dim, class_of_dim(dim).taken()).module(dtype));
+    DIMS.into_iter().flat_map(of).collect()
 }
 
 /// How many segments to cut `chunks` into, of which `blocks` walks are made at a time, where `dearer` says what cutting adds
@@ -104,6 +127,7 @@ pub(super) fn plan(
     is_normalised: bool,
     device: &DeviceFacts,
 ) -> Result<CudaPlan, KernelError> {
+    device.require_shared("linear", shape.shared_bytes())?;
     let mut plan = CudaPlan::default();
     let module = plan.module(shape.module(problem.dtype));
     let sequences = geometry.sequences(&mut plan);
@@ -127,14 +151,15 @@ pub(super) fn plan(
     };
     let positions = if problem.causal { lengths.map(positions).max().unwrap_or(0) } else { geometry.longest_q() };
     let (chunks, places) = (positions.div_ceil(CHUNK), shape.places(device));
+    let states_cost = shape.states_chunks as f64;
     let (key_segments, key_chunks, query_segments, query_chunks) = if problem.causal {
-        let segments = segments(chunks, tiles * heads_q, places, SECOND_PASS, STATES_COST);
+        let segments = segments(chunks, tiles * heads_q, places, SECOND_PASS, states_cost);
         let length = chunks.div_ceil(segments);
         (segments, length, segments, length)
     } else {
         let key_chunks = geometry.longest_kv().div_ceil(CHUNK);
-        let key_segments = segments(key_chunks, tiles * heads_kv, places, 0.0, STATES_COST);
-        let query_segments = segments(chunks, tiles * heads_q, places, 0.0, STATES_COST / 4.0);
+        let key_segments = segments(key_chunks, tiles * heads_kv, places, 0.0, states_cost);
+        let query_segments = segments(chunks, tiles * heads_q, places, 0.0, states_cost / 4.0);
         (key_segments, key_chunks.div_ceil(key_segments), query_segments, chunks.div_ceil(query_segments))
     };
 
