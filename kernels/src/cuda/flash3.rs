@@ -20,7 +20,7 @@ pub(super) const CAPABILITY: u32 = 90;
 const STAGES: usize = 2;
 
 /// How a block is cut: (d_qk, d_v), rows, keys. Others are computed in the first that holds them.
-const SHAPES: [Shape; 4] = [
+pub(super) const SHAPES: [Shape; 4] = [
     Shape { dims: (64, 64), rows: 128, keys: 128 },
     Shape { dims: (128, 128), rows: 128, keys: 128 },
     Shape { dims: (192, 128), rows: 128, keys: 128 },
@@ -31,14 +31,14 @@ const SHAPES: [Shape; 4] = [
 pub struct Flash3;
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    dims: (usize, usize),
-    rows: usize,
-    keys: usize,
+pub(super) struct Shape {
+    pub(super) dims: (usize, usize),
+    pub(super) rows: usize,
+    pub(super) keys: usize,
 }
 
 impl Shape {
-    fn of(dim_qk: usize, dim_v: usize) -> Option<Shape> {
+    pub(super) fn of(dim_qk: usize, dim_v: usize) -> Option<Shape> {
         SHAPES.into_iter().find(|shape| dim_qk <= shape.dims.0 && dim_v <= shape.dims.1)
     }
 
@@ -50,13 +50,13 @@ impl Shape {
     }
 
     /// A warpgroup that copies, and one for every 64 rows.
-    fn threads(&self) -> u32 {
+    pub(super) fn threads(&self) -> u32 {
         128 * (1 + self.rows as u32 / 64)
     }
 
-    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
+    pub(super) fn module(&self, source: Source, dtype: Dtype, variant: Variant) -> Module {
         Module {
-            source: SOURCE,
+            source,
             defines: vec![
                 ("ELEMENT", element(dtype).to_string()),
                 ("DIM_QK", self.dims.0.to_string()),
@@ -67,16 +67,21 @@ impl Shape {
             ],
         }
     }
+}
 
-    /// Heads of a group that are packed into a tile: only as many as it takes to fill the tile with rows.
-    fn packed(&self, geometry: &Geometry) -> usize {
-        let group = geometry.heads_q / geometry.heads_kv;
-        let mut packed = 1;
-        while group.is_multiple_of(2 * packed) && geometry.longest_q() * packed < self.rows && packed < self.rows {
-            packed *= 2;
-        }
-        packed
+/// Refuses what the forward of kernels with these shapes does not do.
+pub(super) fn supports_forward(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
+    let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+    if Shape::of(dim_qk, dim_v).is_none() {
+        return unsupported(format!("head dimensions {dim_qk}:{dim_v}: {kernel} has up to 256:256"));
     }
+    if Variant::of(problem) == Variant::General {
+        return unsupported(
+            "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those".into(),
+        );
+    }
+    Ok(())
 }
 
 /// Whether sequences are told apart by their first token alone, so that a map sees all tokens in one row.
@@ -120,23 +125,12 @@ impl CudaKernel for Flash3 {
     }
 
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
-        let unsupported = |text: String| Err(KernelError::Unsupported(text));
         tensor_core::has_contiguous_band("flash3", problem)?;
         tensor_core::supports("flash3", problem)?;
         if problem.phase == Phase::Backward {
             return flash3_bwd::supports(problem);
         }
-        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
-        if Shape::of(dim_qk, dim_v).is_none() {
-            return unsupported(format!("head dimensions {dim_qk}:{dim_v}: flash3 has up to 256:256"));
-        }
-        if Variant::of(problem) == Variant::General {
-            return unsupported(
-                "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those"
-                    .into(),
-            );
-        }
-        Ok(())
+        supports_forward("flash3", problem)
     }
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
@@ -155,7 +149,7 @@ impl CudaKernel for Flash3 {
         let mut modules = Vec::new();
         for shape in SHAPES {
             for dtype in DTYPES {
-                modules.extend([Variant::Plain, Variant::Capped].map(|variant| shape.module(dtype, variant)));
+                modules.extend([Variant::Plain, Variant::Capped].map(|variant| shape.module(SOURCE, dtype, variant)));
             }
         }
         modules.extend(flash3_bwd::modules());
@@ -170,11 +164,11 @@ pub(super) fn plan(kernel: &str, problem: &AttentionProblem, device: &DeviceFact
     let geometry = Geometry::new(problem);
     let shape = Shape::of(geometry.dim_qk, geometry.dim_v).expect("supports() has checked");
     device.require_shared(kernel, shape.shared_bytes())?;
-    let packed = shape.packed(&geometry);
+    let packed = schedule::packed_heads(&geometry, shape.rows);
     let works = schedule::works(kernel, &geometry, Cut { rows: shape.rows, packed, keys: shape.keys })?;
     let blocks = works.len().min(device.multiprocessors as usize);
     let mut plan = CudaPlan::default();
-    let module = plan.module(shape.module(problem.dtype, Variant::of(problem)));
+    let module = plan.module(shape.module(SOURCE, problem.dtype, Variant::of(problem)));
     let sequences = geometry.sequences(&mut plan);
     let [works, starts] = schedule::push(&mut plan, &schedule::deal(&works, blocks));
     let is_flat = is_flat(problem, &sequences);
@@ -214,16 +208,6 @@ mod tests {
         for shape in SHAPES {
             assert!(shape.shared_bytes() <= DeviceFacts::H200.shared_bytes_per_block, "{shape:?}");
         }
-    }
-
-    #[test]
-    fn heads_are_packed_where_one_does_not_fill_a_tile() {
-        let packed = |len_q, heads| {
-            let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, heads, (len_q, 4096), 128);
-            SHAPES[1].packed(&Geometry::new(&problem))
-        };
-        assert_eq!([packed(4096, (32, 8)), packed(64, (32, 8)), packed(1, (32, 8))], [1, 2, 4]);
-        assert_eq!([packed(1, (24, 8)), packed(1, (12, 2)), packed(1, (256, 1))], [1, 2, 128]);
     }
 
     #[test]

@@ -84,6 +84,16 @@ pub(super) fn works(kernel: &str, geometry: &Geometry, cut: Cut) -> Result<Vec<W
     Ok(works)
 }
 
+/// Heads of a group that are packed into a tile of `rows`: only as many as it takes to fill the tile.
+pub(super) fn packed_heads(geometry: &Geometry, rows: usize) -> usize {
+    let group = geometry.heads_q / geometry.heads_kv;
+    let mut packed = 1;
+    while group.is_multiple_of(2 * packed) && geometry.longest_q() * packed < rows && packed < rows {
+        packed *= 2;
+    }
+    packed
+}
+
 fn sort(section: &mut [Work]) {
     section.sort_by_key(|work| Reverse(work.cost));
 }
@@ -144,6 +154,16 @@ mod tests {
             }
             assert_eq!(seen, expected, "{packed} heads a tile");
         }
+    }
+
+    #[test]
+    fn heads_are_packed_where_one_does_not_fill_a_tile() {
+        let packed = |len_q, heads| {
+            let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, heads, (len_q, 4096), 128);
+            packed_heads(&Geometry::new(&problem), 128)
+        };
+        assert_eq!([packed(4096, (32, 8)), packed(64, (32, 8)), packed(1, (32, 8))], [1, 2, 4]);
+        assert_eq!([packed(1, (24, 8)), packed(1, (12, 2)), packed(1, (256, 1))], [1, 2, 128]);
     }
 
     #[test]

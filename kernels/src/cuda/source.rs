@@ -34,6 +34,7 @@ pub(super) use source;
 /// Every header that a source may include, all of them to be handed to NVRTC.
 pub const HEADERS: &[Header] = &[
     header!("ptx.cuh"),
+    header!("elements.cuh"),
     header!("geometry.cuh"),
     header!("attend.cuh"),
     header!("flash_bwd.cuh"),
@@ -42,6 +43,7 @@ pub const HEADERS: &[Header] = &[
     header!("combine.cuh"),
     header!("product.cuh"),
     header!("hopper.cuh"),
+    header!("e4m3.cuh"),
     header!("linear.cuh"),
     header!("chunks.cuh"),
 ];
@@ -52,10 +54,10 @@ mod tests {
     use crate::cuda::resources::all_modules;
 
     #[test]
-    fn only_one_header_knows_the_instruction_set() {
+    fn only_ptx_and_its_elements_know_the_instruction_set() {
         let sources = all_modules().into_iter().map(|module| (module.source.name, module.source.text));
         let headers = HEADERS.iter().map(|header| (header.name, header.text));
-        for (name, text) in sources.chain(headers).filter(|(name, _)| *name != "ptx.cuh") {
+        for (name, text) in sources.chain(headers).filter(|(name, _)| !["ptx.cuh", "elements.cuh"].contains(name)) {
             for word in ["asm", "threadIdx", "blockIdx", "__shared__", "__syncthreads", "__shfl", "__ldg"] {
                 assert!(!text.contains(word), "{name} has {word}: what the shim cannot see belongs in ptx.cuh");
             }

@@ -8,7 +8,7 @@ use crate::e4m3::e4m3;
 use crate::input::{output_names, tensor_shape};
 use crate::problem::{AttentionProblem, Dtype};
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
-use crate::tolerance::{ErrorReport, Reference, judge, judge_lse};
+use crate::tolerance::{ErrorReport, Precision, Reference, judge, judge_lse};
 
 /// Rows of one output: (sequence, head, token) of O, dQ, dK, dV and LSE; of the state (sequence, KV head, element of
 /// d_qk); of the normaliser (sequence, KV head, 0).
@@ -137,18 +137,25 @@ pub struct Expected {
     pub rows: SampledRows,
     /// The tensor's elements.
     pub dtype: Dtype,
+    /// The dtype by whose tolerance they are judged.
+    pub multiplied_in: Dtype,
     /// Elements a row.
     pub row_elements: usize,
     /// The exact rows, one after another.
     pub reference: Vec<f64>,
-    /// The rows with weights and result rounded to the dtype.
+    /// The rows with weights rounded to the dtype that is multiplied in, and the result to the problem's.
     pub reference_lp: Vec<f64>,
     /// [`RowReference::scale`] of each row.
     pub row_scales: Vec<f64>,
 }
 
 impl Expected {
-    fn new(problem: &AttentionProblem, rows: SampledRows, references: Vec<RowReference>) -> Expected {
+    fn new(
+        problem: &AttentionProblem,
+        multiplied_in: Dtype,
+        rows: SampledRows,
+        references: Vec<RowReference>,
+    ) -> Expected {
         let dtype = match tensor_shape(problem, rows.tensor).0 {
             ElementType::F16 => Dtype::F16,
             ElementType::Bf16 => Dtype::Bf16,
@@ -160,6 +167,8 @@ impl Expected {
         let mut expected = Expected {
             rows,
             dtype,
+            // A tensor of f32 that a kernel of narrower products writes (a state) is still judged as f32.
+            multiplied_in: if dtype == problem.dtype || is_lse { multiplied_in } else { dtype },
             row_elements,
             reference: Vec::with_capacity(references.len() * row_elements),
             reference_lp: Vec::with_capacity(references.len() * row_elements),
@@ -202,11 +211,12 @@ impl Expected {
     /// Judges elements that are widened already. Panics where their number is wrong.
     pub fn judge(&self, actual: &[f64]) -> ErrorReport {
         if self.rows.tensor == TensorName::Lse {
-            return judge_lse(actual, &self.reference);
+            return judge_lse(self.multiplied_in, actual, &self.reference);
         }
         let is_gradient = matches!(self.rows.tensor, TensorName::DQ | TensorName::DK | TensorName::DV);
         let reference = Reference { exact: &self.reference, lp: &self.reference_lp, row_scales: &self.row_scales };
-        judge(self.dtype, is_gradient, actual, reference)
+        let precision = Precision { multiplied_in: self.multiplied_in, stored_in: self.dtype };
+        judge(precision, is_gradient, actual, reference)
     }
 }
 
@@ -245,7 +255,7 @@ impl Oracle<'_> {
                     TensorName::NormaliserOut => sampled.rows.iter().map(|&row| self.normaliser_row(row)).collect(),
                     other => unreachable!("{other:?} is no output"),
                 };
-                Expected::new(self.problem, sampled.clone(), references)
+                Expected::new(self.problem, self.multiplied_in, sampled.clone(), references)
             })
             .collect()
     }

@@ -19,7 +19,7 @@ use super::shim::{cuda_folder, without_barrier};
 use super::{DEVICE, judge, judge_on};
 
 /// A copy of the sources in which one file has another text.
-fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
+pub(crate) fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sabotage").join(label);
     std::fs::create_dir_all(&folder).expect("a folder for copies");
     let sources = std::fs::read_dir(cuda_folder())
@@ -36,7 +36,7 @@ fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
     folder
 }
 
-fn text_of(file: &str) -> String {
+pub(crate) fn text_of(file: &str) -> String {
     std::fs::read_to_string(cuda_folder().join(file)).expect("the source exists")
 }
 

@@ -1,0 +1,252 @@
+//! `flash3_e4m3`: what `flash3` is tested on, under e4m3's tolerance; magnitudes; and how accurate it is, by block and by tensor.
+
+use std::path::Path;
+
+use attn_kernels::cuda::flash3_e4m3::Flash3E4m3;
+use attn_kernels::cuda::{CudaKernel, DeviceFacts};
+use attn_kernels::input::{self, Generator, InputSpec};
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::reference::{Oracle, Row, TensorRows};
+use attn_kernels::tensor::{TensorName, TensorSet};
+use half::bf16;
+
+use super::flash::{irregular_lengths, problem};
+use super::sabotage::{text_of, with_file};
+use super::{DEVICE, check, shim};
+
+#[test]
+fn irregular() {
+    irregular_lengths(&Flash3E4m3);
+}
+
+#[test]
+fn windows() {
+    for (index, (left, right)) in
+        [(0, 0), (15, 0), (64, 64), (200, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
+    {
+        let (len_q, len_kv) = [(400, 400), (70, 300), (200, 65)][index % 3];
+        let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
+        problem.pattern = Pattern::Window { left, right };
+        problem.causal = index % 3 == 1;
+        problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
+        check(&Flash3E4m3, &problem);
+    }
+}
+
+/// Every compiled width, and widths that fill one in part.
+#[test]
+fn head_dimensions() {
+    let dims =
+        [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24), (192, 192)];
+    for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
+        let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (140, 290), dim_qk);
+        problem.head_dim_v = dim_v;
+        problem.causal = true;
+        problem.softcap = (index % 3 == 2).then_some(20.0);
+        check(&Flash3E4m3, &problem);
+    }
+}
+
+#[test]
+fn shared_heads_ragged_batches_and_sinks() {
+    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
+        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
+            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
+            problem.batch = 4;
+            problem.layout = layout;
+            problem.causal = index != 1;
+            problem.sinks = index != 0;
+            problem.softcap = (index == 2).then_some(3.0);
+            problem.scale = (index == 1).then_some(0.1);
+            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
+            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
+            check(&Flash3E4m3, &problem);
+        }
+    }
+}
+
+/// Few queries a head, so that tiles pack heads: also groups of which a power of two is only a part.
+#[test]
+fn packed_heads() {
+    for (index, heads) in [(8, 1), (12, 2), (6, 2), (32, 4)].into_iter().enumerate() {
+        for phase in [Phase::Decode, Phase::Append] {
+            let len_q = if phase == Phase::Decode { 1 } else { 19 };
+            let mut problem =
+                AttentionProblem::softmax(phase, [Dtype::Bf16, Dtype::F16][index % 2], 2, heads, (len_q, 300), 64);
+            problem.causal = true;
+            problem.sinks = index == 1;
+            problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
+            check(&Flash3E4m3, &problem);
+        }
+    }
+}
+
+/// More tiles than blocks, so that blocks compute several.
+#[test]
+fn blocks_stay_for_many_tiles() {
+    let mut problem = problem(Dtype::Bf16, (6, 2), (450, 450), 128);
+    problem.batch = 2;
+    problem.causal = true;
+    let plan = Flash3E4m3.plan(&problem, &DEVICE).expect("a plan");
+    assert_eq!(plan.launches[1].grid, [DEVICE.multiprocessors, 1, 1]);
+    check(&Flash3E4m3, &problem);
+}
+
+/// Scores of which none decides: those that rounding moves by more than a few hundredths are beyond e4m3.
+#[test]
+fn small_scores() {
+    for (index, scale) in [1e-30, 1e-4, 0.1].into_iter().enumerate() {
+        let mut problem = problem([Dtype::F16, Dtype::Bf16][index % 2], (1, 1), (130, 700), 64);
+        problem.scale = Some(scale);
+        problem.causal = index % 2 == 1;
+        check(&Flash3E4m3, &problem);
+    }
+}
+
+/// Inputs with some rows multiplied by a power of two, each tensor's: `change(tensor, token)` is the exponent.
+fn inputs(problem: &AttentionProblem, change: impl Fn(TensorName, usize) -> i32) -> TensorSet {
+    let mut inputs = Generator::new(problem, &InputSpec::new(problem, 7), 0).inputs();
+    for (name, tensor) in inputs.iter_mut() {
+        let (heads, dim) = match name {
+            TensorName::Q => (problem.heads_q, problem.head_dim_qk),
+            TensorName::K => (problem.heads_kv, problem.head_dim_qk),
+            _ => (problem.heads_kv, problem.head_dim_v),
+        };
+        for (index, x) in tensor.as_mut_slice::<bf16>().iter_mut().enumerate() {
+            let exponent = change(name, index / (heads * dim));
+            // No number is the same as 0 times it.
+            *x = if exponent == i32::MIN { bf16::ZERO } else { bf16::from_f32(x.to_f32() * 2f32.powi(exponent)) };
+        }
+    }
+    inputs
+}
+
+/// Relative L2 over the rows and that of the worst row, by the rows' sizes, of the outputs of a batch of one.
+fn errors(problem: &AttentionProblem, inputs: &TensorSet, folder: &Path, queries: std::ops::Range<usize>) -> [f64; 2] {
+    let plan = Flash3E4m3.plan(problem, &DeviceFacts { multiprocessors: 12, ..DeviceFacts::H200 }).expect("a plan");
+    let mut outputs = input::outputs(problem);
+    shim::run(folder, &plan, inputs, &mut outputs).expect("sound");
+    let o = outputs.get(TensorName::O);
+    let rows: Vec<Row> = (0..problem.heads_q).flat_map(|h| queries.clone().map(move |query| (0, h, query))).collect();
+    let source = TensorRows::new(problem, inputs);
+    let (mut errors, mut sizes, mut worst) = (0.0, 0.0, 0.0f64);
+    for (&(_, head, query), exact) in rows.iter().zip(Oracle::new(problem, &source).forward_rows(&rows)) {
+        let first = (query * problem.heads_q + head) * problem.head_dim_v;
+        let error: f64 = (0..problem.head_dim_v).map(|d| (o.get_f64(first + d) - exact.o[d]).powi(2)).sum();
+        let size: f64 = exact.o.iter().map(|x| x * x).sum::<f64>().max(exact.scale.powi(2));
+        assert!(error.is_finite(), "row {query} of head {head} is no number");
+        (errors, sizes) = (errors + error, sizes + size);
+        worst = worst.max((error / size.max(f64::MIN_POSITIVE)).sqrt());
+    }
+    [(errors / sizes).sqrt(), worst]
+}
+
+/// The sources with one power of two for all of Q, K and V each, as if another pass had found their largest numbers.
+fn one_scale_a_tensor(label: &str, exponents: [i32; 3]) -> std::path::PathBuf {
+    let text = text_of("e4m3.cuh");
+    let [rows, values] =
+        ["scale_exponent(is_each_row ? largest_of_lanes<LANES>(largest[step]) : all)", "= scale_exponent(largest_of_block"];
+    assert!(text.matches(rows).count() == 1 && text.matches(values).count() == 1);
+    let [q, k, v] = exponents;
+    let text = text
+        .replace(rows, &format!("(is_each_row ? {q} : {k})"))
+        .replace(values, &format!("= ({v}) + 0 * scale_exponent(largest_of_block"));
+    with_file(label, "e4m3.cuh", &text)
+}
+
+/// The exponent of the smallest power of two by which numbers up to the tensor's largest are at most 448.
+fn exponent_of(tensor: TensorName, inputs: &TensorSet) -> i32 {
+    let largest = inputs.get(tensor).as_slice::<bf16>().iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max);
+    (largest / 448.0).log2().ceil() as i32
+}
+
+fn exponents(inputs: &TensorSet) -> [i32; 3] {
+    [TensorName::Q, TensorName::K, TensorName::V].map(|tensor| exponent_of(tensor, inputs))
+}
+
+/// Powers of two of whole tensors change nothing: scores are scaled back, and so is what comes out.
+#[test]
+fn huge_and_tiny_magnitudes() {
+    let plain = problem(Dtype::Bf16, (2, 1), (150, 300), 64);
+    let honest = errors(&plain, &inputs(&plain, |_, _| 0), &shim::cuda_folder(), 0..150);
+    for (q, k, v) in [(100, -100, 60), (-100, 100, -90), (40, 40, 100), (-60, 0, 0)] {
+        let scale = 0.125 * 2f64.powi(-q - k);
+        let problem = AttentionProblem { scale: Some(scale), ..plain.clone() };
+        let inputs = inputs(&problem, |name, _| match name {
+            TensorName::Q => q,
+            TensorName::K => k,
+            _ => v,
+        });
+        assert_eq!(errors(&problem, &inputs, &shim::cuda_folder(), 0..150), honest, "2^{q}, 2^{k}, 2^{v}");
+    }
+}
+
+/// Zeros where a power of two is sought: no key, no value, no query, a tile or the whole tensor, before and behind others.
+#[test]
+fn zeros() {
+    let mut problem = problem(Dtype::Bf16, (2, 1), (150, 400), 64);
+    problem.causal = true;
+    for zeros in [TensorName::Q, TensorName::K, TensorName::V] {
+        for range in [0..128, 128..256, 256..400, 0..400, 7..9] {
+            let inputs = inputs(&problem, |name, token| if name == zeros && range.contains(&token) { i32::MIN } else { 0 });
+            let [all, worst] = errors(&problem, &inputs, &shim::cuda_folder(), 0..150);
+            assert!(all < 9e-2 && worst < 2e-1, "{zeros:?} of {range:?}: {all}, {worst}");
+        }
+    }
+}
+
+/// Tiles of values of very different sizes, each of which some row sees alone or with others: in ascending, descending and mixed order.
+#[test]
+fn values_of_every_size_in_one_sequence() {
+    let mut problem = problem(Dtype::Bf16, (2, 1), (640, 640), 64);
+    problem.causal = true;
+    for exponents in [[0, 20, 40, 60, 80], [80, 60, 40, 20, 0], [0, 100, -100, 30, 0], [-90, -90, 7, -90, 7]] {
+        let inputs = inputs(&problem, |name, token| if name == TensorName::V { exponents[token / 128] } else { 0 });
+        let [all, worst] = errors(&problem, &inputs, &shim::cuda_folder(), 0..640);
+        assert!(all < 9e-2 && worst < 2e-1, "{exponents:?}: {all}, {worst}");
+    }
+}
+
+/// A tile of keys and values that is larger than the others by a power of two: rows that do not see it are as exact as without it.
+/// One scale a tensor keeps them so while e4m3's exponents last, some 2^14, and loses them beyond.
+#[test]
+fn an_outlier_tile_leaves_others_alone() {
+    let mut problem = problem(Dtype::Bf16, (2, 1), (384, 384), 64);
+    problem.causal = true;
+    let with = |exponent: i32| inputs(&problem, |name, t| if name != TensorName::Q && t >= 256 { exponent } else { 0 });
+    let rows = 0..256;
+    let honest = errors(&problem, &with(0), &shim::cuda_folder(), rows.clone());
+    for exponent in [7, 13, 20, 40] {
+        let inputs = with(exponent);
+        assert_eq!(errors(&problem, &inputs, &shim::cuda_folder(), rows.clone()), honest, "2^{exponent}");
+        let folder = one_scale_a_tensor(&format!("outlier{exponent}"), exponents(&inputs));
+        let [all, worst] = errors(&problem, &inputs, &folder, rows.clone());
+        let is_destroyed = all > 9e-2 || worst > 2e-1;
+        assert_eq!(is_destroyed, exponent >= 20, "one scale a tensor, 2^{exponent}: {all}, {worst}");
+    }
+}
+
+/// The table of `kernels/cuda/TUNING.md`: relative L2 of 128 queries and of the worst of them.
+#[test]
+fn accuracy() {
+    println!("| d | keys | by tile: tensor, worst row | by tensor | by tile, an outlier of 2^13 | by tensor |");
+    for dim in [64, 128, 256] {
+        for keys in [128, 1024, 4096, 8192] {
+            let mut problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, (1, 1), (128, keys), dim);
+            problem.causal_alignment = CausalAlignment::TopLeft;
+            // The outlier is behind what a row sees: a causal mask in the corner and a left part that all see.
+            problem.pattern = Pattern::Window { left: usize::MAX, right: keys - 128 };
+            let mut cells = Vec::new();
+            for exponent in [0, 13] {
+                let inputs =
+                    inputs(&problem, |name, token| if name != TensorName::Q && token + 1 == keys { exponent } else { 0 });
+                let tensor = one_scale_a_tensor(&format!("accuracy-{dim}-{exponent}"), exponents(&inputs));
+                for folder in [shim::cuda_folder(), tensor] {
+                    cells.push(errors(&problem, &inputs, &folder, 0..127));
+                }
+            }
+            let row: Vec<String> = cells.iter().map(|[all, worst]| format!("{all:.3}, {worst:.3}")).collect();
+            println!("| {dim} | {keys} | {} |", row.join(" | "));
+        }
+    }
+}
