@@ -126,8 +126,8 @@ struct Rows {
         softmax.weigh<SLACK>(s, rescale, factor);
     }
 
-    DEVICE void pack(bool is_first) {
-        if (!is_first && any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
+    DEVICE void pack(i32 tile) {
+        if (tile > 0 && any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
         pack_weights<Element, KEYS>(weights, s[0]);
     }
     DEVICE void start_values(u32 slot) { ::start_values<Element, KEYS, DIM_V>(out[0], weights, storage.v(slot)); }

@@ -18,7 +18,8 @@
 //
 // Accumulators: in sums of 8-bit products Hopper's tensor cores keep some 14 bits of mantissa. S is a sum of DIM_QK / 32
 // steps, to which that does nothing beside the rounding to 4 bits. O is one of len_kv / 32, each of which may cut off 2^-14 of it.
-// Every PROMOTED tiles, O moves to memory of 32 bits, in which it is summed exactly enough: see TUNING.md for what that costs.
+// So every PROMOTED tiles, O moves from them to memory, where it is summed in f32: no sum has more than 256 steps in accumulators, which
+// cut off less than 1 % of it, and 128 rows of 2 d_v KiB are written and read for 8192 keys of d_qk + d_v bytes each.
 //
 // Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, VARIANT (0, 1: see geometry.cuh).
 #include "e4m3.cuh"
@@ -28,6 +29,8 @@ using Element = ELEMENT;
 constexpr int MATH = ROWS / 64, THREADS = 128 * (MATH + 1), STAGES = 3, QUANTISE_THREADS = 256;
 // Registers of the warpgroup that copies and of those that compute; together no more than a multiprocessor has.
 constexpr int COPY_REGISTERS = 40, MATH_REGISTERS = 232;
+// Tiles after which O leaves its accumulators: `PROMOTED_KEYS` of flash3_e4m3.rs.
+constexpr i32 PROMOTED = 8192 / KEYS;
 // Named barriers: whose turn it is to issue.
 constexpr u32 FIRST_TURN = 1;
 using QTile = ByteTile<ROWS, DIM_QK>;
@@ -155,6 +158,8 @@ struct Rows {
     const Work &work;
     i32 head_pack;
     u32 row;
+    // Where the block keeps O in f32; null where no row sees more than PROMOTED tiles.
+    Global<f32> kept;
     // Of each of the thread's rows: what products are to be multiplied by, but for the tile's own factor.
     f32 factor[2];
     KeyScales scales;
@@ -164,8 +169,8 @@ struct Rows {
 
     // `q_scales` are the powers of two of the tile's rows.
     DEVICE Rows(const Storage &storage, const Geometry &geometry, const Visit &visit, const Work &work, i32 head_pack, u32 row,
-                Global<const f32> q_scales)
-        : storage(storage), geometry(geometry), visit(visit), work(work), head_pack(head_pack), row(row) {
+                Global<const f32> q_scales, Global<f32> kept)
+        : storage(storage), geometry(geometry), visit(visit), work(work), head_pack(head_pack), row(row), kept(kept) {
         const u32 thread = thread_index();
         const f32 common = VARIANT == PLAIN_VARIANT ? exponent_scale(geometry, false) : 1.0f;
 #pragma unroll
@@ -205,9 +210,37 @@ struct Rows {
         softmax.weigh(s[0], scale, scales.exponent_of_values);
     }
 
-    DEVICE void pack(bool is_first) {
-        if (!is_first) softmax.scale(out[0]);
+    DEVICE void pack(i32 tile) {
+        if (tile > 0) softmax.scale(out[0]);
         pack_byte_weights<KEYS>(weights, s[0]);
+        if (tile > 0 && tile % PROMOTED == 0) keep(tile > PROMOTED);
+    }
+
+    // The thread's number `index` in what the block keeps: neighbours are neighbours in memory. Behind O are its units.
+    DEVICE i64 place(int index) const {
+        return (i64(block_index()) * (DIM_V / 2 + 2) + index) * (MATH * 128) + thread_index() - 128;
+    }
+    // Adds O in the accumulators to what is kept, in its unit, and clears them.
+    DEVICE void keep(bool has_kept) {
+        if (has_kept) take_back();
+#pragma unroll
+        for (int n = 0; n < DIM_V / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) store(kept, place(n * 4 + i), out[0][n][i]);
+#pragma unroll
+        for (int half = 0; half < 2; half++) store(kept, place(DIM_V / 2 + half), softmax.unit[half]);
+        clear(out);
+    }
+    // Adds what is kept to O in the accumulators.
+    DEVICE void take_back() {
+        f32 scale[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) scale[half] = exp2_fast(load(kept, place(DIM_V / 2 + half)) - softmax.unit[half]);
+#pragma unroll
+        for (int n = 0; n < DIM_V / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                out[0][n][i] = fused_multiply_add(load(kept, place(n * 4 + i)), scale[i / 2], out[0][n][i]);
     }
     DEVICE void start_values(u32 slot) { start_byte_values(out[0], weights, storage.v(slot)); }
     DEVICE void finish_values() { finish_products<0>(out[0]); }
@@ -219,7 +252,7 @@ KERNEL(THREADS, 1)
 flash3_e4m3(Global<const u8> q_images, Global<const f32> q_scales, Global<const u8> k_images, Global<const u8> v_images,
             Global<const KeyScales> key_scales, Global<u16> o, Global<f32> lse, Global<const f32> sinks,
             Global<const Sequence> sequences, Geometry geometry, Global<const Work> works, Global<const i32> starts,
-            Global<const i32> first_tiles, i32 pack) {
+            Global<const i32> first_tiles, i32 pack, Global<f32> kept) {
     const Storage storage;
     // The shuffle tells the compiler that all lanes have the same, so that addresses of tiles are computed once a warp.
     const u32 thread = thread_index(), warpgroup = u32(shuffle(i32(thread / 128), 0));
@@ -240,8 +273,9 @@ flash3_e4m3(Global<const u8> q_images, Global<const f32> q_scales, Global<const 
     for (i32 index = share.first; index < share.end; index++) {
         const Work work = load_struct(works, index);
         const Visit visit(geometry, sequences, work, pack);
-        Rows rows(storage, geometry, visit, work, pack, row, q_scales + i64(index) * ROWS);
+        Rows rows(storage, geometry, visit, work, pack, row, q_scales + i64(index) * ROWS, kept);
         if (visit.tiles > 0) attend_in_turns(storage.rings, places, turns, visit.tiles, rows);
+        if (visit.tiles > PROMOTED) rows.take_back();
         rows.softmax.finish();
         write_output<Element, DIM_V>(
             o, lse, rows.out[0], geometry, sequence_at(geometry, sequences, i32(opaque(u32(work.sequence)))), work, pack, row,

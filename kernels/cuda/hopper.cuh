@@ -147,8 +147,9 @@ struct Turns {
 
 // FlashAttention-3's loop for one warpgroup: `tiles` (at least one) tiles of keys and values for its rows of one tile of queries.
 // The scores of the next keys are issued before the weighted values of these, so that the softmax runs beside the latter.
-// `rows` has the registers: start_scores, finish_scores, weigh (scores into weights), start_values, finish_values, pack (weights
-// into the left operand, and what was accumulated so far scaled), and begin_last, before the last tile's values.
+// `rows` has the registers: start_scores, finish_scores, weigh (scores into weights), start_values, finish_values, pack (the
+// tile's weights into the left operand, and what was accumulated of those before it scaled), and begin_last, before the last
+// tile's values.
 template <int STAGES, class Rows>
 DEVICE void attend_in_turns(const Rings<STAGES> &rings, RingPlaces<STAGES> &places, const Turns &turns, i32 tiles, Rows &rows) {
     auto release = [](u32 barrier) {
@@ -163,7 +164,7 @@ DEVICE void attend_in_turns(const Rings<STAGES> &rings, RingPlaces<STAGES> &plac
     release(rings.k.empty(places.k.slot));
     places.k.advance();
     rows.weigh(0);
-    rows.pack(true);
+    rows.pack(0);
 
     for (i32 tile = 1; tile < tiles; tile++) {
         mbarrier_wait(rings.k.full(places.k.slot), places.k.parity);
@@ -179,7 +180,7 @@ DEVICE void attend_in_turns(const Rings<STAGES> &rings, RingPlaces<STAGES> &plac
         rows.finish_values();
         release(rings.v.empty(places.v.slot));
         places.v.advance();
-        rows.pack(false);
+        rows.pack(tile);
     }
     release(rings.q.empty(0));
     places.q.advance();

@@ -5,13 +5,13 @@
 //! | f32 | 2^-23 | 1e-5 | 1e-4 | 1e-4 + 1e-5 times its size |
 //! | f16 | 2^-10 | 1e-3 | 2e-3 | the same |
 //! | bf16 | 2^-7 | 8e-3 | 1e-2 | the same |
-//! | e4m3 | 2^-3 | 9e-2 | 1.5e-1 | 2e-1 + 5e-2 times its size |
+//! | e4m3 | 2^-3 | 9e-2 | 5e-2 | 1e-2 + 1e-3 times its size + twice what rounding makes of it |
 //!
 //! The dtype is what a kernel multiplies in: the problem's own, unless a kernel says that it rounds to a narrower one
 //! ([`crate::cuda::CudaKernel::multiplies_in`]), and then a table of the judge's own says it, never the answer that is judged.
 //!
 //! An output passes where every number is finite and all three hold; `ref` is the exact result, `lp` the exact result of
-//! weights rounded to the dtype, and a row's *size* is max(|ref|, scale) of [`crate::reference::RowReference::scale`]:
+//! weights rounded to the dtype (and of inputs, where theirs is wider), and a row's *size* is max(|ref|, scale) of [`crate::reference::RowReference::scale`]:
 //!
 //! 1. max|o - ref| <= 2 max|lp - ref| + (2 ulp + 1e-5) M, where M is the largest of |ref| and of the rows' root mean
 //!    square sizes (gradients: three times that);
@@ -36,11 +36,13 @@
 //!
 //! - *e4m3 is wide.* Its relative rounding error is 2.5 % in the mean square. One of Q and of K each makes the scores of inputs like the
 //!   generator's uncertain by 0.05, and so each weight by 5 %; rounding the weight and its value adds 2.5 % each. That is 6 % of
-//!   the size of a flat row, and up to 7.9 % of a tensor of eight such rows and 13 % of a row was seen in a simulation of 1,440 of
-//!   them: 6e-2 would reject correct kernels. A row that singles out a key is off by 2.5 %. What passes, then: a
-//!   dropped block of 64 keys that holds a hundredth of a row's squared weight or less, which is what flat rows have of
-//!   it from some 4,000 keys on. Tests show that a dropped block is still found at every length to 128k, by the rows that single
-//!   out one of its keys, as are a mask that is off by one and a missing rescale.
+//!   the size of a flat row, 2.5 % of one that singles out a key, and more where scores are larger. A simulation of 360 tensors of
+//!   eight flat rows had up to 7.9 %: 6e-2 would reject correct kernels. Rows differ so much that each is judged by what rounding alone
+//!   makes of it, and little more.
+//! - *What passes, then.* A mask that is off by one and a missing rescale are found at every length to 128k. A dropped block of 64
+//!   keys changes a flat row of n keys by a root of 64/n, while 5 % and twice 6 % are allowed: tests find it at every length up
+//!   to 4,096 keys, up to 8,192 where rows are flat, and beyond only by a row that singles out one of its keys, which a
+//!   sample of a few dozen rows need not hold. Whoever changes the loop of such a kernel compares it with its sister of 16 bits.
 //!
 //! A row without visible keys has size 0: nothing but zeros pass. These numbers live here and nowhere else.
 
@@ -76,7 +78,7 @@ impl Tolerance {
             Dtype::F32 => (1e-5, 1e-4),
             Dtype::F16 => (1e-3, 2e-3),
             Dtype::Bf16 => (8e-3, 1e-2),
-            Dtype::E4m3 => (9e-2, 1.5e-1),
+            Dtype::E4m3 => (9e-2, 5e-2),
         };
         let tiny = match precision.stored_in {
             Dtype::F32 | Dtype::Bf16 => f64::from(f32::MIN_POSITIVE),
@@ -213,12 +215,12 @@ pub fn judge(precision: Precision, is_gradient: bool, actual: &[f64], reference:
     }
 }
 
-/// Judges log-sum-exps, f32 whatever is multiplied in: |lse - ref| <= a + b |ref| with the numbers of the table above, and negative
-/// infinity exactly where the row sees nothing. Scores of 16 bits and more are sums in f32, whose absolute error is one of the
-/// LSE; e4m3 rounds what is summed.
-pub fn judge_lse(multiplied_in: Dtype, actual: &[f64], exact: &[f64]) -> ErrorReport {
-    assert_eq!(actual.len(), exact.len(), "every row has its reference");
-    let (absolute, relative) = if multiplied_in == Dtype::E4m3 { (2e-1, 5e-2) } else { (1e-4, 1e-5) };
+/// Judges log-sum-exps, f32 whatever is multiplied in: |lse - ref| <= a + b |ref| + 2 |lp - ref| with the numbers of the table above,
+/// and negative infinity exactly where the row sees nothing. Scores of 16 bits and more are sums in f32, whose absolute error is
+/// one of the LSE, and have no `lp` of their own; e4m3 rounds what is summed.
+pub fn judge_lse(multiplied_in: Dtype, actual: &[f64], exact: &[f64], lp: &[f64]) -> ErrorReport {
+    assert_eq!((actual.len(), lp.len()), (exact.len(), exact.len()), "every row has its reference");
+    let (absolute, relative) = if multiplied_in == Dtype::E4m3 { (1e-2, 1e-3) } else { (1e-4, 1e-5) };
     let mut report = ErrorReport {
         max_abs: Some(0.0),
         max_abs_lp: 0.0,
@@ -231,7 +233,7 @@ pub fn judge_lse(multiplied_in: Dtype, actual: &[f64], exact: &[f64]) -> ErrorRe
         reason: None,
     };
     let (mut squared_error, mut squared_size) = (0.0, 0.0);
-    for (row, (&actual, &exact)) in actual.iter().zip(exact).enumerate() {
+    for (row, ((&actual, &exact), &lp)) in actual.iter().zip(exact).zip(lp).enumerate() {
         if actual == exact {
             continue;
         }
@@ -251,7 +253,7 @@ pub fn judge_lse(multiplied_in: Dtype, actual: &[f64], exact: &[f64]) -> ErrorRe
         let error = (actual - exact).abs();
         squared_error += error * error;
         squared_size += exact * exact;
-        let allowed = absolute + relative * exact.abs();
+        let allowed = absolute + relative * exact.abs() + 2.0 * (lp - exact).abs();
         let ratio = error / allowed;
         if Some(ratio) > report.worst_row_ratio {
             report.worst_row_ratio = Some(ratio);
@@ -357,7 +359,7 @@ mod tests {
     fn log_sum_exps_of_empty_rows_are_negative_infinity() {
         let empty = f64::NEG_INFINITY;
         for dtype in Dtype::STORED {
-            let judge_lse = |actual: &[f64], exact: &[f64]| judge_lse(dtype, actual, exact);
+            let judge_lse = |actual: &[f64], exact: &[f64]| judge_lse(dtype, actual, exact, exact);
             assert!(judge_lse(&[1.0, empty], &[1.00001, empty]).pass);
             assert!(!judge_lse(&[1.0, -1e30], &[1.0, empty]).pass);
             assert!(!judge_lse(&[f64::NAN], &[1.0]).pass);
@@ -365,6 +367,9 @@ mod tests {
             assert_eq!(judge_lse(&[1.001], &[1.0]).pass, dtype == Dtype::E4m3);
             assert!(!judge_lse(&[1.3], &[1.0]).pass);
         }
+        // What rounding makes of it is allowed twice.
+        assert!(judge_lse(Dtype::E4m3, &[1.3], &[1.0], &[0.8]).pass);
+        assert!(!judge_lse(Dtype::E4m3, &[1.5], &[1.0], &[0.8]).pass);
     }
 
     #[test]

@@ -20,6 +20,8 @@ const SOURCE: Source = source!("flash3_e4m3.cu");
 const STAGES: usize = 3;
 /// Threads of a block that quantises.
 const QUANTISE_THREADS: u32 = 256;
+/// Keys after which the output leaves its accumulators for memory: `PROMOTED` tiles of the source.
+const PROMOTED_KEYS: usize = 8192;
 /// Bytes of `KeyScales` of the source.
 const SCALES_BYTES: usize = 16;
 
@@ -100,6 +102,11 @@ impl CudaKernel for Flash3E4m3 {
         ]
         .map(|bytes| plan.workspace(bytes as u64));
         let pack = Argument::I32(packed.ilog2() as i32);
+        // O of every block in f32 and a unit a row and thread, where any row may see so many keys.
+        let kept = match longest_tiles > PROMOTED_KEYS / shape.keys {
+            true => plan.workspace((blocks * shape.rows * 2 * (dim_v / 2 + 2) * 4) as u64),
+            false => Argument::Null,
+        };
         plan.launches.push(Launch {
             module,
             entry: "quantise",
@@ -145,6 +152,7 @@ impl CudaKernel for Flash3E4m3 {
                 starts,
                 first_tiles,
                 pack,
+                kept,
             ],
         });
         Ok(plan)

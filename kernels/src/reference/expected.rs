@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::source::Rounded;
 use super::{Oracle, Row, RowReference, SamplePlan};
 use crate::e4m3::e4m3;
 use crate::input::{output_names, tensor_shape};
@@ -143,7 +144,7 @@ pub struct Expected {
     pub row_elements: usize,
     /// The exact rows, one after another.
     pub reference: Vec<f64>,
-    /// The rows with weights rounded to the dtype that is multiplied in, and the result to the problem's.
+    /// The rows with everything rounded that such a kernel cannot but round: see [`RowReference::o_lp`].
     pub reference_lp: Vec<f64>,
     /// [`RowReference::scale`] of each row.
     pub row_scales: Vec<f64>,
@@ -211,7 +212,7 @@ impl Expected {
     /// Judges elements that are widened already. Panics where their number is wrong.
     pub fn judge(&self, actual: &[f64]) -> ErrorReport {
         if self.rows.tensor == TensorName::Lse {
-            return judge_lse(self.multiplied_in, actual, &self.reference);
+            return judge_lse(self.multiplied_in, actual, &self.reference, &self.reference_lp);
         }
         let is_gradient = matches!(self.rows.tensor, TensorName::DQ | TensorName::DK | TensorName::DV);
         let reference = Reference { exact: &self.reference, lp: &self.reference_lp, row_scales: &self.row_scales };
@@ -221,6 +222,13 @@ impl Expected {
 }
 
 impl Oracle<'_> {
+    /// What rounding inputs and weights alone makes of rows of O, for a kernel that multiplies in a narrower dtype than the problem's.
+    fn rounded_rows(&self, rows: &[Row]) -> Option<Vec<RowReference>> {
+        let source = Rounded { source: self.source, dtype: self.multiplied_in };
+        let is_narrower = self.multiplied_in != self.problem.dtype;
+        is_narrower.then(|| Oracle::new(self.problem, &source).multiplied_in(self.multiplied_in).forward_rows(rows))
+    }
+
     /// What every row of a plan should be, in the plan's order. For a plan with
     /// [`SamplePlan::sparse_grad_rows`], the oracle's source must have dO zero but in those rows.
     pub fn expected(&self, plan: &SamplePlan) -> Vec<Expected> {
@@ -240,7 +248,10 @@ impl Oracle<'_> {
             self.backward(plan.sparse_grad_rows.as_deref(), queries, &keys)
         };
         let (o, lse) = (rows_of(TensorName::O), rows_of(TensorName::Lse));
-        let forward = self.forward_rows(o);
+        let (mut forward, rounded) = (self.forward_rows(o), self.rounded_rows(o));
+        for (row, rounded) in forward.iter_mut().zip(rounded.iter().flatten()) {
+            row.o_lp.clone_from(&rounded.o_lp);
+        }
         plan.rows
             .iter()
             .map(|sampled| {
@@ -255,7 +266,12 @@ impl Oracle<'_> {
                     TensorName::NormaliserOut => sampled.rows.iter().map(|&row| self.normaliser_row(row)).collect(),
                     other => unreachable!("{other:?} is no output"),
                 };
-                Expected::new(self.problem, self.multiplied_in, sampled.clone(), references)
+                let mut expected = Expected::new(self.problem, self.multiplied_in, sampled.clone(), references);
+                if sampled.tensor == TensorName::Lse {
+                    let rounded = if lse == o { rounded.clone() } else { self.rounded_rows(lse) };
+                    rounded.iter().for_each(|rows| expected.reference_lp = rows.iter().map(|row| row.lse).collect());
+                }
+                expected
             })
             .collect()
     }

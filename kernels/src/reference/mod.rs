@@ -5,7 +5,7 @@
 //! literally (`visible`). Rows come from a [`RowSource`], so a problem of any length needs no tensor: the keys of a
 //! (sequence, KV head) are made block by block and serve all sampled rows of that group.
 //!
-//! Every row comes three times: exact; with the weights P rounded to the dtype that a kernel multiplies in (the problem's, but for
+//! Every row comes three times: exact; with what is multiplied rounded to the dtype that a kernel multiplies in (the problem's, but for
 //! [`Oracle::multiplied_in`]) and the result to the problem's (`o_lp`), which is the error that no such kernel can avoid; and as a [`RowReference::scale`], the size against which a rounding
 //! error of that row is small. [`crate::tolerance`] judges with all three.
 
@@ -46,7 +46,8 @@ pub type Row = (usize, usize, usize);
 pub struct RowReference {
     /// The row of O (or of a gradient), exact.
     pub o: Vec<f64>,
-    /// The same with P (and dS) and the result rounded.
+    /// The same with P (and dS) and the result rounded, and Q, K and V too where [`Oracle::expected`] is asked about a kernel that
+    /// multiplies in a narrower dtype than theirs.
     pub o_lp: Vec<f64>,
     /// The root of the sum of squares of the terms that the row is the sum of. Independent rounding errors of relative
     /// size u in the terms make an error of size u * scale in the row, even where the terms cancel.
@@ -79,8 +80,8 @@ impl<'a> Oracle<'a> {
         }
     }
 
-    /// The same for softmax attention by a kernel that multiplies in this dtype: its weights are rounded to it, and its outputs are
-    /// judged by its tolerance.
+    /// The same for softmax attention by a kernel that multiplies in this dtype: its weights are rounded to it, its inputs too, and
+    /// its outputs are judged by its tolerance.
     #[must_use]
     pub fn multiplied_in(self, dtype: Dtype) -> Self {
         Oracle { multiplied_in: dtype, ..self }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash3_e4m3::Flash3E4m3;
-use attn_kernels::cuda::{CudaKernel, DeviceFacts};
 use attn_kernels::input::{self, Generator, InputSpec};
 use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
-use attn_kernels::reference::{Oracle, Row, TensorRows};
+use attn_kernels::reference::{Oracle, Row, SamplePlan, SampledRows, TensorRows};
 use attn_kernels::tensor::{TensorName, TensorSet};
+use attn_kernels::tolerance::ErrorReport;
 use half::bf16;
 
 use super::flash::{irregular_lengths, problem};
@@ -121,24 +122,43 @@ fn inputs(problem: &AttentionProblem, change: impl Fn(TensorName, usize) -> i32)
     inputs
 }
 
-/// Relative L2 over the rows and that of the worst row, by the rows' sizes, of the outputs of a batch of one.
-fn errors(problem: &AttentionProblem, inputs: &TensorSet, folder: &Path, queries: std::ops::Range<usize>) -> [f64; 2] {
-    let plan = Flash3E4m3.plan(problem, &DeviceFacts { multiprocessors: 12, ..DeviceFacts::H200 }).expect("a plan");
+/// How an output differs from the oracle's.
+#[derive(Clone, Debug, PartialEq)]
+struct Errors {
+    /// Relative L2 over the rows, by their sizes.
+    all: f64,
+    /// The same of the worst row.
+    worst: f64,
+    /// What e4m3's tolerance says, and every row's error over what it is allowed at most.
+    report: ErrorReport,
+}
+
+/// The errors of some queries of a batch of one, with the sources of a folder.
+fn errors(problem: &AttentionProblem, inputs: &TensorSet, folder: &Path, queries: std::ops::Range<usize>) -> Errors {
+    let plan = Flash3E4m3.plan(problem, &DEVICE).expect("a plan");
     let mut outputs = input::outputs(problem);
     shim::run(folder, &plan, inputs, &mut outputs).expect("sound");
-    let o = outputs.get(TensorName::O);
     let rows: Vec<Row> = (0..problem.heads_q).flat_map(|h| queries.clone().map(move |query| (0, h, query))).collect();
     let source = TensorRows::new(problem, inputs);
-    let (mut errors, mut sizes, mut worst) = (0.0, 0.0, 0.0f64);
-    for (&(_, head, query), exact) in rows.iter().zip(Oracle::new(problem, &source).forward_rows(&rows)) {
-        let first = (query * problem.heads_q + head) * problem.head_dim_v;
-        let error: f64 = (0..problem.head_dim_v).map(|d| (o.get_f64(first + d) - exact.o[d]).powi(2)).sum();
-        let size: f64 = exact.o.iter().map(|x| x * x).sum::<f64>().max(exact.scale.powi(2));
-        assert!(error.is_finite(), "row {query} of head {head} is no number");
-        (errors, sizes) = (errors + error, sizes + size);
-        worst = worst.max((error / size.max(f64::MIN_POSITIVE)).sqrt());
-    }
-    [(errors / sizes).sqrt(), worst]
+    let sampled = SamplePlan {
+        is_whole: false,
+        cost_flops: 0.0,
+        rows: vec![SampledRows { tensor: TensorName::O, rows }],
+        sparse_grad_rows: None,
+    };
+    let expected = Oracle::new(problem, &source).multiplied_in(Dtype::E4m3).expected(&sampled).pop().expect("O");
+    let bytes = expected.rows.gather(problem, &outputs).expect("the rows exist");
+    let actual: Vec<f64> =
+        bytes.chunks(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f64()).collect();
+    let worst = actual.chunks(problem.head_dim_v).zip(expected.reference.chunks(problem.head_dim_v)).zip(&expected.row_scales);
+    let worst = worst.map(|((o, exact), &scale)| {
+        let error: f64 = o.iter().zip(exact).map(|(a, b)| (a - b).powi(2)).sum();
+        let size = exact.iter().map(|x| x * x).sum::<f64>().max(scale * scale);
+        if error == 0.0 { 0.0 } else { (error / size).sqrt() }
+    });
+    let worst = worst.fold(0.0, f64::max);
+    let report = expected.judge(&actual);
+    Errors { all: report.relative_l2.unwrap_or(f64::INFINITY), worst, report }
 }
 
 /// The sources with one power of two for all of Q, K and V each, as if another pass had found their largest numbers.
@@ -177,7 +197,12 @@ fn huge_and_tiny_magnitudes() {
             TensorName::K => k,
             _ => v,
         });
-        assert_eq!(errors(&problem, &inputs, &shim::cuda_folder(), 0..150), honest, "2^{q}, 2^{k}, 2^{v}");
+        let scaled = errors(&problem, &inputs, &shim::cuda_folder(), 0..150);
+        assert!(scaled.report.pass, "2^{q}, 2^{k}, 2^{v}: {scaled:?}");
+        // The same up to the last bits of exponents in f32.
+        for (a, b) in [(scaled.all, honest.all), (scaled.worst, honest.worst)] {
+            assert!((a / b - 1.0).abs() < 1e-3, "2^{q}, 2^{k}, 2^{v}: {scaled:?}, not {honest:?}");
+        }
     }
 }
 
@@ -189,8 +214,8 @@ fn zeros() {
     for zeros in [TensorName::Q, TensorName::K, TensorName::V] {
         for range in [0..128, 128..256, 256..400, 0..400, 7..9] {
             let inputs = inputs(&problem, |name, token| if name == zeros && range.contains(&token) { i32::MIN } else { 0 });
-            let [all, worst] = errors(&problem, &inputs, &shim::cuda_folder(), 0..150);
-            assert!(all < 9e-2 && worst < 2e-1, "{zeros:?} of {range:?}: {all}, {worst}");
+            let errors = errors(&problem, &inputs, &shim::cuda_folder(), 0..150);
+            assert!(errors.report.pass, "{zeros:?} of {range:?}: {errors:?}");
         }
     }
 }
@@ -202,13 +227,13 @@ fn values_of_every_size_in_one_sequence() {
     problem.causal = true;
     for exponents in [[0, 20, 40, 60, 80], [80, 60, 40, 20, 0], [0, 100, -100, 30, 0], [-90, -90, 7, -90, 7]] {
         let inputs = inputs(&problem, |name, token| if name == TensorName::V { exponents[token / 128] } else { 0 });
-        let [all, worst] = errors(&problem, &inputs, &shim::cuda_folder(), 0..640);
-        assert!(all < 9e-2 && worst < 2e-1, "{exponents:?}: {all}, {worst}");
+        let errors = errors(&problem, &inputs, &shim::cuda_folder(), 0..640);
+        assert!(errors.report.pass, "{exponents:?}: {errors:?}");
     }
 }
 
 /// A tile of keys and values that is larger than the others by a power of two: rows that do not see it are as exact as without it.
-/// One scale a tensor keeps them so while e4m3's exponents last, some 2^14, and loses them beyond.
+/// One scale a tensor does that for an outlier of a hundred, since e4m3 is floating point, and loses them where its exponents end.
 #[test]
 fn an_outlier_tile_leaves_others_alone() {
     let mut problem = problem(Dtype::Bf16, (2, 1), (384, 384), 64);
@@ -220,33 +245,59 @@ fn an_outlier_tile_leaves_others_alone() {
         let inputs = with(exponent);
         assert_eq!(errors(&problem, &inputs, &shim::cuda_folder(), rows.clone()), honest, "2^{exponent}");
         let folder = one_scale_a_tensor(&format!("outlier{exponent}"), exponents(&inputs));
-        let [all, worst] = errors(&problem, &inputs, &folder, rows.clone());
-        let is_destroyed = all > 9e-2 || worst > 2e-1;
-        assert_eq!(is_destroyed, exponent >= 20, "one scale a tensor, 2^{exponent}: {all}, {worst}");
+        let errors = errors(&problem, &inputs, &folder, rows.clone());
+        assert_eq!(!errors.report.pass, exponent >= 13, "one scale a tensor, 2^{exponent}: {errors:?}");
     }
 }
 
-/// The table of `kernels/cuda/TUNING.md`: relative L2 of 128 queries and of the worst of them.
+/// The table of `kernels/cuda/TUNING.md`: relative L2 of 128 queries, and of the worst of them. The outlier is a tile of keys and values
+/// behind those that the queries see.
 #[test]
 fn accuracy() {
-    println!("| d | keys | by tile: tensor, worst row | by tensor | by tile, an outlier of 2^13 | by tensor |");
-    for dim in [64, 128, 256] {
-        for keys in [128, 1024, 4096, 8192] {
-            let mut problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, (1, 1), (128, keys), dim);
+    println!("| d | keys | a scale a tile | a tensor | beside 2^7: a tile | a tensor | 2^13: a tile | a tensor | 2^20: a tile | a tensor |");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for (dim, lengths) in [(64, &[128, 1024, 4096, 16_384][..]), (128, &[128, 1024, 4096]), (256, &[128, 1024])] {
+        for &keys in lengths {
+            let mut problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, (1, 1), (128, keys + 128), dim);
             problem.causal_alignment = CausalAlignment::TopLeft;
-            // The outlier is behind what a row sees: a causal mask in the corner and a left part that all see.
             problem.pattern = Pattern::Window { left: usize::MAX, right: keys - 128 };
             let mut cells = Vec::new();
-            for exponent in [0, 13] {
+            for exponent in [0, 7, 13, 20] {
                 let inputs =
-                    inputs(&problem, |name, token| if name != TensorName::Q && token + 1 == keys { exponent } else { 0 });
+                    inputs(&problem, |name, token| if name != TensorName::Q && token >= keys { exponent } else { 0 });
                 let tensor = one_scale_a_tensor(&format!("accuracy-{dim}-{exponent}"), exponents(&inputs));
                 for folder in [shim::cuda_folder(), tensor] {
-                    cells.push(errors(&problem, &inputs, &folder, 0..127));
+                    let found = errors(&problem, &inputs, &folder, 0..128);
+                    let mark = if found.report.pass { "" } else { " (fails)" };
+                    cells.push(format!("{:.3}, {:.3}{mark}", found.all, found.worst));
+                    let is_right = folder == shim::cuda_folder();
+                    // At 2^13 it depends on the rows.
+                    assert!(exponent == 13 && !is_right || found.report.pass == (is_right || exponent < 13), "{found:?}");
                 }
             }
-            let row: Vec<String> = cells.iter().map(|[all, worst]| format!("{all:.3}, {worst:.3}")).collect();
-            println!("| {dim} | {keys} | {} |", row.join(" | "));
+            println!("| {dim} | {keys} | {} |", cells.join(" | "));
         }
     }
+}
+
+/// Sums of so many keys leave accumulators on the way; where they do not, what the tensor cores cut off shows.
+#[test]
+fn long_sums_leave_the_accumulators() {
+    let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, (1, 1), (64, 20_000), 64);
+    let inputs = inputs(&problem, |_, _| 0);
+    let kept = errors(&problem, &inputs, &shim::cuda_folder(), 0..64);
+    assert!(kept.report.pass, "{kept:?}");
+    let text = text_of("flash3_e4m3.cu");
+    let (right, wrong) = ("PROMOTED = 8192 / KEYS", "PROMOTED = 1 << 30");
+    assert_eq!(text.matches(right).count(), 1);
+    let folder = with_file("promoted", "flash3_e4m3.cu", &text.replace(right, wrong));
+    let lost = errors(&problem, &inputs, &folder, 0..64);
+    println!("{:.4}, {:.4} with memory, {:.4}, {:.4} without", kept.all, kept.worst, lost.all, lost.worst);
+    assert!(kept.all < lost.all, "{} is to be below {}", kept.all, lost.all);
+    // What is kept is in the unit of then: with it forgotten, rows that were scaled since are wrong.
+    let unit = "- softmax.unit[half]);";
+    assert_eq!(text.matches(unit).count(), 1);
+    let folder = with_file("promoted_unit", "flash3_e4m3.cu", &text.replace(unit, "* 0.0f);"));
+    let wrong = errors(&problem, &inputs, &folder, 0..64);
+    assert!(!wrong.report.pass, "{wrong:?}");
 }
