@@ -64,8 +64,10 @@ template <int threads> DEVICE f32 largest_of_block(f32 x, u32 shared) {
     return x;
 }
 
-// Element `index` of a chunk, and four bytes of e4m3 from four elements.
-template <class Element> DEVICE f32 element_of(const Vec4 &v, int index) { return Element::widen(u16(v.word[index / 2] >> index % 2 * 16)); }
+// Element `index` of a chunk.
+template <class Element> DEVICE f32 element_of(const Vec4 &v, int index) {
+    return Element::widen(u16(v.word[index / 2] >> index % 2 * 16));
+}
 
 // Eight elements of a row from a column on, which are zeros outside of the row; `row` is negative where there is none.
 DEVICE Vec4 load_chunk(Global<const u16> from, i64 row, int column, int dim) {

@@ -19,7 +19,7 @@
 // Accumulators: in sums of 8-bit products Hopper's tensor cores keep some 14 bits of mantissa. S is a sum of DIM_QK / 32
 // steps, to which that does nothing beside the rounding to 4 bits. O is one of len_kv / 32, each of which may cut off 2^-14 of it.
 // So every PROMOTED tiles, O moves from them to memory, where it is summed in f32: no sum has more than 256 steps in accumulators, which
-// cut off less than 1 % of it, and 128 rows of 2 d_v KiB are written and read for 8192 keys of d_qk + d_v bytes each.
+// cut off 1 % of it or so. That is 8 d_v bytes a row of traffic in the second-level cache for 8192 keys, and no register.
 //
 // Defines: ELEMENT (Bf16, F16), DIM_QK, DIM_V, ROWS, KEYS, VARIANT (0, 1: see geometry.cuh).
 #include "e4m3.cuh"
