@@ -344,12 +344,9 @@ mod tests {
     #[test]
     fn the_bounds_follow_the_dtype() {
         let exact = [1.0, 1.0];
-        for (dtype, fine, wrong) in [
-            (Dtype::F32, 5e-6, 5e-5),
-            (Dtype::F16, 5e-4, 5e-3),
-            (Dtype::Bf16, 4e-3, 4e-2),
-            (Dtype::E4m3, 5e-2, 5e-1),
-        ] {
+        for (dtype, fine, wrong) in
+            [(Dtype::F32, 5e-6, 5e-5), (Dtype::F16, 5e-4, 5e-3), (Dtype::Bf16, 4e-3, 4e-2), (Dtype::E4m3, 5e-2, 5e-1)]
+        {
             assert!(report(dtype, &[1.0 + fine, 1.0], &exact, &exact, &[1.0]).pass);
             assert!(!report(dtype, &[1.0 + wrong, 1.0], &exact, &exact, &[1.0]).pass);
         }

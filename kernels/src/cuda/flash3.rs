@@ -78,7 +78,8 @@ pub(super) fn supports_forward(kernel: &str, problem: &AttentionProblem) -> Resu
     }
     if Variant::of(problem) == Variant::General {
         return unsupported(
-            "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those".into(),
+            "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those"
+                .into(),
         );
     }
     Ok(())

@@ -62,7 +62,9 @@ impl CudaKernel for Flash3E4m3 {
         tensor_core::has_contiguous_band(NAME, problem)?;
         tensor_core::supports(NAME, problem)?;
         if problem.phase == Phase::Backward {
-            return Err(KernelError::Unsupported(format!("gradients: {NAME} is a forward (flash3 and flash have both)")));
+            return Err(KernelError::Unsupported(format!(
+                "gradients: {NAME} is a forward (flash3 and flash have both)"
+            )));
         }
         supports_forward(NAME, problem)
     }

@@ -39,7 +39,8 @@ pub(super) struct Cut {
     pub(super) keys: usize,
 }
 
-/// Tiles of keys that queries `first` .. `first + count` of a sequence see: as `Visit` of `kernels/cuda/flash3.cu` counts them.
+/// Tiles of keys that queries `first` .. `first + count` of a sequence see: as `Visit` of `kernels/cuda/flash3.cu` counts them. Where tiles
+/// begin at multiples of their size, as in `kernels/cuda/flash3_e4m3.cu`, there may be one more.
 pub(super) fn key_tiles(geometry: &Geometry, sequence: usize, first: usize, count: usize, keys: usize) -> u64 {
     let offset = geometry.query_offsets[sequence];
     let last = (first + count).min(geometry.lengths_q[sequence]) - 1;

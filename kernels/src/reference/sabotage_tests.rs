@@ -13,12 +13,8 @@ const LENGTHS: [usize; 8] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 1
 const TILE: usize = 64;
 
 /// Dtypes of inputs, and what a kernel multiplies in.
-const PRECISIONS: [(Dtype, Dtype); 4] = [
-    (Dtype::F32, Dtype::F32),
-    (Dtype::F16, Dtype::F16),
-    (Dtype::Bf16, Dtype::Bf16),
-    (Dtype::Bf16, Dtype::E4m3),
-];
+const PRECISIONS: [(Dtype, Dtype); 4] =
+    [(Dtype::F32, Dtype::F32), (Dtype::F16, Dtype::F16), (Dtype::Bf16, Dtype::Bf16), (Dtype::Bf16, Dtype::E4m3)];
 
 fn causal(dtype: Dtype, length: usize) -> AttentionProblem {
     let mut problem = AttentionProblem::softmax(Phase::Prefill, dtype, 1, (4, 2), (length, length), 64);
@@ -213,7 +209,9 @@ fn flat_rows_hide_a_dropped_block_from_e4m3() {
         let rows = spoiled(&oracle, &flat, &[&drop]).pop().expect("one output");
         let report = judged(expected, &rows);
         assert_eq!(!report.pass, is_found, "{length} keys: {report:?}");
-        let last = (0..length).find(|&i| generator.peak(0, 0, i) == Some(length - 1)).expect("a row that singles out the last key");
+        let last = (0..length)
+            .find(|&i| generator.peak(0, 0, i) == Some(length - 1))
+            .expect("a row that singles out the last key");
         let plan = SamplePlan { rows: vec![SampledRows { tensor: TensorName::O, rows: vec![(0, 0, last)] }], ..plan };
         let drop_last = |_: &QueryRow, keys: &[u32], scores: &mut [f64], _: &mut f64| {
             if keys.first().is_some_and(|&key| key as usize / TILE == length / TILE - 1) {

@@ -22,15 +22,19 @@ fn documented(rows: usize, width: usize, outer: usize, inner: usize) -> usize {
 }
 
 /// Runs a kernel of `bytes.cu` on A of (row, inner) and B of (column, inner); A is row by row where it comes through registers.
-fn run(entry: &str, inner: usize, a: &dyn Fn(usize, usize) -> f32, b: &dyn Fn(usize, usize) -> f32) -> Result<Vec<f32>, String> {
+fn run(
+    entry: &str,
+    inner: usize,
+    a: &dyn Fn(usize, usize) -> f32,
+    b: &dyn Fn(usize, usize) -> f32,
+) -> Result<Vec<f32>, String> {
     let slot = compile(&cuda_folder().join("shim/tests/bytes.cu"), &[]);
     let compiled = slot.get().expect("compiled");
     let is_in_registers = !(entry.starts_with("rows") || entry.starts_with("panels"));
     let image = |rows: usize, is_plain: bool, element: &dyn Fn(usize, usize) -> f32| {
         let mut words = vec![0u128; rows * inner / 16];
         for (outer, inner_index) in (0..rows).flat_map(|outer| (0..inner).map(move |i| (outer, i))) {
-            let at =
-                if is_plain { outer * inner + inner_index } else { documented(rows, inner, outer, inner_index) };
+            let at = if is_plain { outer * inner + inner_index } else { documented(rows, inner, outer, inner_index) };
             let bits = e4m3::from_f32(element(outer, inner_index)).to_bits();
             words[at / 16] |= u128::from(bits) << (8 * (at % 16));
         }
@@ -65,8 +69,7 @@ fn operands_lie_as_documented() {
         ("registers_by_128", 128),
     ] {
         let dot = |row, column| (0..inner).map(|k| number(1, row, k) * number(2, column, k)).sum::<f32>();
-        let expected: Vec<f32> =
-            (0..ROWS * COLUMNS).map(|index| 2.0 * dot(index / COLUMNS, index % COLUMNS)).collect();
+        let expected: Vec<f32> = (0..ROWS * COLUMNS).map(|index| 2.0 * dot(index / COLUMNS, index % COLUMNS)).collect();
         assert_eq!(integers(entry, inner).expect(entry), expected, "{entry}");
     }
 }
@@ -74,9 +77,28 @@ fn operands_lie_as_documented() {
 /// 2^16 from the first 32 of the inner dimension, and 5 from those behind: of their sum, 14 bits stay.
 #[test]
 fn sums_keep_14_bits() {
-    let sums = run("rows_of_64", 64, &|_, k| if k == 0 { 256.0 } else if k >= 59 { 1.0 } else { 0.0 }, &|column, k| {
-        if k == 0 && column % 2 == 0 { 256.0 } else if k > 0 { 1.0 } else { 0.0 }
-    });
+    let sums = run(
+        "rows_of_64",
+        64,
+        &|_, k| {
+            if k == 0 {
+                256.0
+            } else if k >= 59 {
+                1.0
+            } else {
+                0.0
+            }
+        },
+        &|column, k| {
+            if k == 0 && column % 2 == 0 {
+                256.0
+            } else if k > 0 {
+                1.0
+            } else {
+                0.0
+            }
+        },
+    );
     let sums = sums.expect("sound");
     assert_eq!(sums[..4], [131_072.0, 10.0, 131_072.0, 10.0]);
 }

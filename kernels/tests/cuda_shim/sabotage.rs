@@ -260,10 +260,24 @@ fn the_oracle_sees_wrong_mathematics() {
     let long = prefill((200, 900));
     let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 25] = [
         ("e4m3_rescale", &Flash3E4m3, &long, "e4m3.cuh", "o[d][i] *= rescale[i / 2]", "(void)o, (void)rescale"),
-        ("e4m3_order", &Flash3E4m3, &long, "e4m3.cuh", "start(key + i / 2 * 8 + i % 2)", "start(key + i / 2 * 2 + i % 2 * 8)"),
+        (
+            "e4m3_order",
+            &Flash3E4m3,
+            &long,
+            "e4m3.cuh",
+            "start(key + i / 2 * 8 + i % 2)",
+            "start(key + i / 2 * 2 + i % 2 * 8)",
+        ),
         ("e4m3_row", &Flash3E4m3, &long, "flash3_e4m3.cu", "half * 8 + thread % 32 / 4)", "half * 8)"),
         ("e4m3_values", &Flash3E4m3, &long, "e4m3.cuh", "unit[half] - base[half] - ROOM);", "-ROOM);"),
-        ("e4m3_tile", &Flash3E4m3, &long, "flash3_e4m3.cu", "last - range.first / KEYS + 1", "last - range.first / KEYS"),
+        (
+            "e4m3_tile",
+            &Flash3E4m3,
+            &long,
+            "flash3_e4m3.cu",
+            "last - range.first / KEYS + 1",
+            "last - range.first / KEYS",
+        ),
         ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
         ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
         ("group", &Flash, &backward, "flash_bwd.cu", "turns = tiles * group;", "turns = tiles;"),
