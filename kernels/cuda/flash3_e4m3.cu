@@ -181,6 +181,7 @@ struct Rows {
     }
 
     DEVICE void start_scores(u32 slot) { start_byte_scores(s[0], storage.q, row, storage.k(slot)); }
+    // Scales are read before the wait that ends the products' reads, so that whoever gives the slot back then gives back both.
     template <int in_flight> DEVICE void finish_scores(u32 slot) {
         scales.key = load_shared_f32(storage.key_scales(slot));
         scales.exponent_of_values = load_shared_f32(storage.key_scales(slot) + 4);

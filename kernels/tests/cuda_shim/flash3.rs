@@ -16,6 +16,10 @@ fn irregular() {
 
 #[test]
 fn windows() {
+    windows_of(&Flash3);
+}
+
+pub(crate) fn windows_of(kernel: &dyn CudaKernel) {
     for (index, (left, right)) in
         [(0, 0), (15, 0), (64, 64), (200, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
     {
@@ -24,13 +28,17 @@ fn windows() {
         problem.pattern = Pattern::Window { left, right };
         problem.causal = index % 3 == 1;
         problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
-        check(&Flash3, &problem);
+        check(kernel, &problem);
     }
 }
 
 /// Every compiled width, and widths that fill one in part.
 #[test]
 fn head_dimensions() {
+    head_dimensions_of(&Flash3);
+}
+
+pub(crate) fn head_dimensions_of(kernel: &dyn CudaKernel) {
     let dims =
         [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24), (192, 192)];
     for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
@@ -38,12 +46,17 @@ fn head_dimensions() {
         problem.head_dim_v = dim_v;
         problem.causal = true;
         problem.softcap = (index % 3 == 2).then_some(20.0);
-        check(&Flash3, &problem);
+        check(kernel, &problem);
     }
 }
 
 #[test]
 fn shared_heads_ragged_batches_and_sinks() {
+    ragged_batches_of(&Flash3, 0.25);
+}
+
+/// One of the batches has this scale.
+pub(crate) fn ragged_batches_of(kernel: &dyn CudaKernel, scale: f64) {
     for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
         for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
             let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
@@ -52,10 +65,10 @@ fn shared_heads_ragged_batches_and_sinks() {
             problem.causal = index != 1;
             problem.sinks = index != 0;
             problem.softcap = (index == 2).then_some(3.0);
-            problem.scale = (index == 1).then_some(0.25);
+            problem.scale = (index == 1).then_some(scale);
             problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
             problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            check(&Flash3, &problem);
+            check(kernel, &problem);
         }
     }
 }
@@ -63,6 +76,10 @@ fn shared_heads_ragged_batches_and_sinks() {
 /// What is not finite in one sequence of a packed batch stays there.
 #[test]
 fn sequences_do_not_touch_each_other() {
+    isolated_sequences_of(&Flash3);
+}
+
+pub(crate) fn isolated_sequences_of(kernel: &dyn CudaKernel) {
     let mut problem = problem(Dtype::Bf16, (2, 1), (0, 0), 64);
     problem.batch = 3;
     problem.layout = Layout::Thd;
@@ -70,7 +87,7 @@ fn sequences_do_not_touch_each_other() {
     problem.seqlen_q = Lengths::List(vec![150, 140, 90]);
     problem.seqlen_kv = Lengths::List(vec![150, 140, 90]);
     let spec = InputSpec::new(&problem, 7);
-    let plan = Flash3.plan(&problem, &DEVICE).expect("a plan");
+    let plan = kernel.plan(&problem, &DEVICE).expect("a plan");
     let outputs = |is_poisoned: bool| {
         let mut inputs = Generator::new(&problem, &spec, 0).inputs();
         for (_, tensor) in inputs.iter_mut().filter(|(name, _)| [TensorName::K, TensorName::V].contains(name)) {
@@ -90,6 +107,10 @@ fn sequences_do_not_touch_each_other() {
 /// Few queries a head, so that tiles pack heads: also groups of which a power of two is only a part.
 #[test]
 fn packed_heads() {
+    packed_heads_of(&Flash3);
+}
+
+pub(crate) fn packed_heads_of(kernel: &dyn CudaKernel) {
     for (index, heads) in [(8, 1), (12, 2), (6, 2), (32, 4)].into_iter().enumerate() {
         for phase in [Phase::Decode, Phase::Append] {
             let len_q = if phase == Phase::Decode { 1 } else { 19 };
@@ -98,7 +119,7 @@ fn packed_heads() {
             problem.causal = true;
             problem.sinks = index == 1;
             problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
-            check(&Flash3, &problem);
+            check(kernel, &problem);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::flash3_e4m3::Flash3E4m3;
 use attn_kernels::input::{self, Generator, InputSpec};
-use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Layout, Lengths, Pattern, Phase};
+use attn_kernels::problem::{AttentionProblem, CausalAlignment, Dtype, Pattern, Phase};
 use attn_kernels::reference::{Oracle, Row, SamplePlan, SampledRows, TensorRows};
 use attn_kernels::tensor::{TensorName, TensorSet};
 use attn_kernels::tolerance::ErrorReport;
@@ -13,7 +13,7 @@ use half::bf16;
 
 use super::flash::{irregular_lengths, problem};
 use super::sabotage::{text_of, with_file};
-use super::{DEVICE, check, shim};
+use super::{DEVICE, check, flash3, shim};
 
 #[test]
 fn irregular() {
@@ -22,64 +22,28 @@ fn irregular() {
 
 #[test]
 fn windows() {
-    for (index, (left, right)) in
-        [(0, 0), (15, 0), (64, 64), (200, 3), (usize::MAX, 5), (7, usize::MAX)].into_iter().enumerate()
-    {
-        let (len_q, len_kv) = [(400, 400), (70, 300), (200, 65)][index % 3];
-        let mut problem = problem(Dtype::F16, (1, 1), (len_q, len_kv), 64);
-        problem.pattern = Pattern::Window { left, right };
-        problem.causal = index % 3 == 1;
-        problem.causal_alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft][index % 2];
-        check(&Flash3E4m3, &problem);
-    }
+    flash3::windows_of(&Flash3E4m3);
 }
 
-/// Every compiled width, and widths that fill one in part.
 #[test]
 fn head_dimensions() {
-    let dims =
-        [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (40, 72), (8, 8), (104, 128), (200, 24), (192, 192)];
-    for (index, (dim_qk, dim_v)) in dims.into_iter().enumerate() {
-        let mut problem = problem([Dtype::Bf16, Dtype::F16][index % 2], (1, 1), (140, 290), dim_qk);
-        problem.head_dim_v = dim_v;
-        problem.causal = true;
-        problem.softcap = (index % 3 == 2).then_some(20.0);
-        check(&Flash3E4m3, &problem);
-    }
+    flash3::head_dimensions_of(&Flash3E4m3);
 }
 
 #[test]
 fn shared_heads_ragged_batches_and_sinks() {
-    for (index, heads) in [(4, 2), (3, 1), (2, 2)].into_iter().enumerate() {
-        for layout in [Layout::Bshd, Layout::Bhsd, Layout::Thd] {
-            let mut problem = problem(Dtype::Bf16, heads, (0, 0), 64);
-            problem.batch = 4;
-            problem.layout = layout;
-            problem.causal = index != 1;
-            problem.sinks = index != 0;
-            problem.softcap = (index == 2).then_some(3.0);
-            problem.scale = (index == 1).then_some(0.1);
-            problem.seqlen_q = Lengths::List(vec![70, 1, 129, 5]);
-            problem.seqlen_kv = Lengths::List(vec![70, 200, 65, 0]);
-            check(&Flash3E4m3, &problem);
-        }
-    }
+    // A scale that is larger than 1 / sqrt(d) makes scores less certain than the tolerance allows.
+    flash3::ragged_batches_of(&Flash3E4m3, 0.1);
 }
 
-/// Few queries a head, so that tiles pack heads: also groups of which a power of two is only a part.
+#[test]
+fn sequences_do_not_touch_each_other() {
+    flash3::isolated_sequences_of(&Flash3E4m3);
+}
+
 #[test]
 fn packed_heads() {
-    for (index, heads) in [(8, 1), (12, 2), (6, 2), (32, 4)].into_iter().enumerate() {
-        for phase in [Phase::Decode, Phase::Append] {
-            let len_q = if phase == Phase::Decode { 1 } else { 19 };
-            let mut problem =
-                AttentionProblem::softmax(phase, [Dtype::Bf16, Dtype::F16][index % 2], 2, heads, (len_q, 300), 64);
-            problem.causal = true;
-            problem.sinks = index == 1;
-            problem.layout = [Layout::Bshd, Layout::Bhsd][index % 2];
-            check(&Flash3E4m3, &problem);
-        }
-    }
+    flash3::packed_heads_of(&Flash3E4m3);
 }
 
 /// More tiles than blocks, so that blocks compute several.
