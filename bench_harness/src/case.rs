@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::{AttentionProblem, Dtype};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,15 @@ impl Case {
     /// `provider/kernel/` and the problem's id: the grammar is in ARCHITECTURE.md.
     pub fn id(&self) -> String {
         format!("{}/{}/{}", self.provider, self.kernel, self.problem.id())
+    }
+
+    /// The dtype by whose tolerance its outputs are judged: what a kernel of this binary's own tables multiplies in, and the
+    /// problem's for every other. No worker is asked.
+    pub fn multiplied_in(&self) -> Dtype {
+        match self.provider.as_str() {
+            "cuda" => attn_kernels::cuda::multiplies_in(&self.kernel, &self.problem),
+            _ => self.problem.dtype,
+        }
     }
 }
 

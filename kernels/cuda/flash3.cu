@@ -39,8 +39,7 @@ using VTile = Tile<KEYS, DIM_V>;
 struct Storage {
     QTile q{shared_memory()};
     u32 k_base = q.base + QTile::BYTES, v_base = k_base + STAGES * KTile::BYTES;
-    Ring<1> q_ring{v_base + STAGES * VTile::BYTES};
-    Ring<STAGES> k_ring{q_ring.base + Ring<1>::BYTES}, v_ring{k_ring.base + Ring<STAGES>::BYTES};
+    Rings<STAGES> rings{v_base + STAGES * VTile::BYTES};
     DEVICE KTile k(u32 slot) const { return KTile{k_base + slot * KTile::BYTES}; }
     DEVICE VTile v(u32 slot) const { return VTile{v_base + slot * VTile::BYTES}; }
 };
@@ -74,12 +73,12 @@ DEVICE void copy_works(const Storage &storage, const TensorMap &q_map, const Ten
         const i32 index = is_flat ? 0 : work.sequence, head = work.head / group;
         const i32 q_token = is_flat ? i32(visit.sequence.q / geometry.q.token) : 0;
         const i32 k_token = is_flat ? i32(visit.sequence.k / geometry.k.token) : 0;
-        copy_panels(storage.q, q_map, work.head, q_token + work.query, index, storage.q_ring.acquire(q_place, QTile::BYTES));
+        copy_panels(storage.q, q_map, work.head, q_token + work.query, index, storage.rings.q.acquire(q_place, QTile::BYTES));
         q_place.advance();
         for (i32 tile = 0; tile < visit.tiles; tile++) {
             const i32 token = k_token + visit.key(tile);
-            copy_panels(storage.k(place.slot), k_map, head, token, index, storage.k_ring.acquire(place, KTile::BYTES));
-            copy_panels(storage.v(place.slot), v_map, head, token, index, storage.v_ring.acquire(place, VTile::BYTES));
+            copy_panels(storage.k(place.slot), k_map, head, token, index, storage.rings.k.acquire(place, KTile::BYTES));
+            copy_panels(storage.v(place.slot), v_map, head, token, index, storage.rings.v.acquire(place, VTile::BYTES));
             place.advance();
         }
     }
@@ -92,18 +91,60 @@ DEVICE void clear_rows(VTile tile, i32 count) {
         store_shared_vec4(tile.chunk(item / (DIM_V / 8), item % (DIM_V / 8)), Vec4{});
 }
 
-// Scores into weights: softcap, mask, softmax of 64 rows of a tile from `row` on, of keys from `key` on.
-DEVICE void weigh(f32 (&s)[1][KEYS / 8][4], Softmax<1> &softmax, f32 (&rescale)[1][2], const Geometry &geometry,
-                  const Visit &visit, const Work &work, i32 pack, u32 row, i32 key, f32 factor) {
-    const u32 thread = thread_index();
-    if (VARIANT == CAPPED_VARIANT) soft_cap_all(s, geometry);
-    const i32 first = work.query + i32(row >> pack), last = work.query + i32((row + 63) >> pack);
-    if (!all_see(geometry, visit.sequence, first, last, key, key + KEYS))
-        mask(s, key, thread % 32, [&](int mine) {
-            return keys_of_row(geometry, visit.sequence, work.query + i32((row + thread / 32 % 4 * 16 + mine) >> pack));
-        });
-    softmax.weigh<SLACK>(s, rescale, factor);
-}
+// What a warpgroup that computes has of its 64 rows from `row` on: see `attend_in_turns`.
+struct Rows {
+    const Storage &storage;
+    const Geometry &geometry;
+    const Visit &visit;
+    const Work &work;
+    i32 head_pack;
+    u32 row;
+    f32 factor;
+    bool is_flat;
+    f32 out[1][DIM_V / 8][4], s[1][KEYS / 8][4], rescale[1][2];
+    u32 weights[KEYS / 16][4];
+    Softmax<1> softmax;
+
+    DEVICE Rows(const Storage &storage, const Geometry &geometry, const Visit &visit, const Work &work, i32 head_pack, u32 row,
+                f32 factor, bool is_flat)
+        : storage(storage), geometry(geometry), visit(visit), work(work), head_pack(head_pack), row(row), factor(factor),
+          is_flat(is_flat) {
+        clear(out);
+        softmax.start();
+    }
+
+    DEVICE void start_scores(u32 slot) { ::start_scores<Element>(s[0], storage.q, row, storage.k(slot)); }
+    template <int in_flight> DEVICE void finish_scores(u32) { finish_products<in_flight>(s[0]); }
+
+    DEVICE void weigh(i32 tile) {
+        const u32 thread = thread_index();
+        const i32 key = visit.key(tile);
+        if (VARIANT == CAPPED_VARIANT) soft_cap_all(s, geometry);
+        const i32 first = work.query + i32(row >> head_pack), last = work.query + i32((row + 63) >> head_pack);
+        if (!all_see(geometry, visit.sequence, first, last, key, key + KEYS))
+            mask(s, key, thread % 32, [&](int mine) {
+                return keys_of_row(geometry, visit.sequence,
+                                   work.query + i32((row + thread / 32 % 4 * 16 + mine) >> head_pack));
+            });
+        softmax.weigh<SLACK>(s, rescale, factor);
+    }
+
+    DEVICE void pack(i32 tile) {
+        if (tile > 0 && any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
+        pack_weights<Element, KEYS>(weights, s[0]);
+    }
+    DEVICE void start_values(u32 slot) { ::start_values<Element, KEYS, DIM_V>(out[0], weights, storage.v(slot)); }
+    DEVICE void finish_values() { finish_products<0>(out[0]); }
+
+    // Where tokens are numbered through all sequences, what lies before the keys are another's values: even with a weight of 0
+    // they would matter if they were not finite.
+    DEVICE void begin_last(u32 slot) {
+        if (!is_flat || visit.key(visit.tiles - 1) >= 0) return;
+        clear_rows(storage.v(slot), -visit.key(visit.tiles - 1));
+        fence_async_shared();
+        sync_named(CLEARED, MATH * 128);
+    }
+};
 
 // Grid: any number of blocks, for as many shares. Shared memory: `Storage`.
 KERNEL(THREADS, 1)
@@ -113,10 +154,7 @@ flash3(const GRID_CONSTANT TensorMap q_map, const GRID_CONSTANT TensorMap k_map,
     const Storage storage;
     // The shuffle tells the compiler that all lanes have the same, so that addresses of tiles are computed once a warp.
     const u32 thread = thread_index(), warpgroup = u32(shuffle(i32(thread / 128), 0));
-    if (thread == 0) {
-        storage.q_ring.init(4 * MATH), storage.k_ring.init(4 * MATH), storage.v_ring.init(4 * MATH);
-        fence_mbarrier_init();
-    }
+    if (thread == 0) storage.rings.init(4 * MATH);
     sync_threads();
     const Share share(starts);
     if (warpgroup == 0) {
@@ -127,86 +165,21 @@ flash3(const GRID_CONSTANT TensorMap q_map, const GRID_CONSTANT TensorMap k_map,
     }
     take_registers<MATH_REGISTERS>();
 
-    const u32 number = warpgroup - 1, row = number * 64, lane = thread % 32;
-    const u32 turn = FIRST_TURN + number, next_turn = FIRST_TURN + (number + 1) % MATH;
+    const u32 number = warpgroup - 1, row = number * 64;
     const f32 factor = exponent_scale(geometry, VARIANT != PLAIN_VARIANT);
-    auto release = [&](u32 barrier) {
-        if (lane == 0) mbarrier_arrive(barrier);
-    };
-    // The first warpgroup begins: its turn comes from the last.
-    if (number == MATH - 1) arrive_named(next_turn, 256);
-    RingPlace<1> q_place;
-    RingPlace<STAGES> k_place, v_place;
-
+    const Turns turns(FIRST_TURN, number, MATH);
+    RingPlaces<STAGES> places;
     for (i32 index = share.first; index < share.end; index++) {
         const Work work = load_struct(works, index);
         const Visit visit(geometry, sequences, work, pack);
-        f32 out[1][DIM_V / 8][4];
-        clear(out);
-        Softmax<1> softmax;
-        softmax.start();
-        if (visit.tiles > 0) {
-            f32 s[1][KEYS / 8][4], rescale[1][2];
-            u32 weights[KEYS / 16][4];
-            mbarrier_wait(storage.q_ring.full(0), q_place.parity);
-            mbarrier_wait(storage.k_ring.full(k_place.slot), k_place.parity);
-            sync_named(turn, 256);
-            start_scores<Element>(s[0], storage.q, row, storage.k(k_place.slot));
-            arrive_named(next_turn, 256);
-            finish_products<0>(s[0]);
-            release(storage.k_ring.empty(k_place.slot));
-            k_place.advance();
-            weigh(s, softmax, rescale, geometry, visit, work, pack, row, visit.key(0), factor);
-            pack_weights<Element, KEYS>(weights, s[0]);
-
-            for (i32 tile = 1; tile < visit.tiles; tile++) {
-                mbarrier_wait(storage.k_ring.full(k_place.slot), k_place.parity);
-                sync_named(turn, 256);
-                start_scores<Element>(s[0], storage.q, row, storage.k(k_place.slot));
-                mbarrier_wait(storage.v_ring.full(v_place.slot), v_place.parity);
-                start_values<Element, KEYS, DIM_V>(out[0], weights, storage.v(v_place.slot));
-                arrive_named(next_turn, 256);
-                finish_products<1>(s[0]);
-                release(storage.k_ring.empty(k_place.slot));
-                k_place.advance();
-                weigh(s, softmax, rescale, geometry, visit, work, pack, row, visit.key(tile), factor);
-                finish_products<0>(out[0]);
-                release(storage.v_ring.empty(v_place.slot));
-                v_place.advance();
-                if (any_lane(rescale[0][0] != 1.0f || rescale[0][1] != 1.0f)) softmax.scale(out, rescale);
-                pack_weights<Element, KEYS>(weights, s[0]);
-            }
-            release(storage.q_ring.empty(0));
-            q_place.advance();
-            mbarrier_wait(storage.v_ring.full(v_place.slot), v_place.parity);
-            // Where tokens are numbered through all sequences, what lies before the keys are another's values: even with a
-            // weight of 0 they would matter if they were not finite.
-            if (is_flat && visit.key(visit.tiles - 1) < 0) {
-                clear_rows(storage.v(v_place.slot), -visit.key(visit.tiles - 1));
-                fence_async_shared();
-                sync_named(CLEARED, MATH * 128);
-            }
-            start_values<Element, KEYS, DIM_V>(out[0], weights, storage.v(v_place.slot));
-            finish_products<0>(out[0]);
-            release(storage.v_ring.empty(v_place.slot));
-            v_place.advance();
-        }
-
-        softmax.finish();
-        f32 inverse[2];
-        i64 place[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const u32 mine = row + thread / 32 % 4 * 16 + half * 8 + lane / 4;
-            const i32 query = work.query + i32(mine >> pack), head = work.head + i32(mine & ((1u << pack) - 1));
-            const bool exists = query < visit.sequence.len_q;
-            inverse[half] = softmax.inverse(0, half, factor, sinks, head);
-            place[half] = exists ? visit.sequence.o + head * geometry.o.head + query * geometry.o.token : -1;
-            if (lse.exists() && exists && lane % 4 == 0)
-                store(lse, (i64(work.sequence) * geometry.heads_q + head) * geometry.len_q + query,
-                      softmax.log_sum_exp(0, half, factor));
-        }
-        write_fragments<Element, DIM_V>(o, out[0], inverse, place, geometry.dim_v);
+        Rows rows(storage, geometry, visit, work, pack, row, factor, is_flat != 0);
+        if (visit.tiles > 0) attend_in_turns(storage.rings, places, turns, visit.tiles, rows);
+        rows.softmax.finish();
+        // The sequence is read again, which leaves registers to the loop.
+        write_output<Element, DIM_V>(
+            o, lse, rows.out[0], geometry, sequence_at(geometry, sequences, i32(opaque(u32(work.sequence)))), work, pack, row,
+            [&](int half, i32 head) { return rows.softmax.inverse(0, half, factor, sinks, head); },
+            [&](int half) { return rows.softmax.log_sum_exp(0, half, factor); });
     }
 }
 ENTRY(flash3)

@@ -114,6 +114,85 @@ DEVICE void write_fragments(Global<u16> to, const f32 (&o)[DIM / 8][4], const f3
         }
 }
 
+// The three rings of an attention kernel: queries, keys, values.
+template <int STAGES> struct Rings {
+    Ring<1> q;
+    Ring<STAGES> k, v;
+    static constexpr int BYTES = Ring<1>::BYTES + 2 * Ring<STAGES>::BYTES;
+    DEVICE explicit Rings(u32 base)
+        : q{base}, k{base + Ring<1>::BYTES}, v{base + Ring<1>::BYTES + Ring<STAGES>::BYTES} {}
+    // By one thread, before a barrier; each warp that computes says when it has read a slot.
+    DEVICE void init(u32 warps) const {
+        q.init(warps), k.init(warps), v.init(warps);
+        fence_mbarrier_init();
+    }
+};
+
+// Which slots of them are next.
+template <int STAGES> struct RingPlaces {
+    RingPlace<1> q;
+    RingPlace<STAGES> k, v;
+};
+
+// Named barriers that say whose turn it is to issue products, of two warpgroups or more that compute: number `first` and the
+// following.
+struct Turns {
+    u32 own, next;
+    DEVICE Turns(u32 first, u32 number, u32 count) : own(first + number), next(first + (number + 1) % count) {
+        // The first warpgroup begins: its turn comes from the last.
+        if (number == count - 1) pass();
+    }
+    DEVICE void wait() const { sync_named(own, 256); }
+    DEVICE void pass() const { arrive_named(next, 256); }
+};
+
+// FlashAttention-3's loop for one warpgroup: `tiles` (at least one) tiles of keys and values for its rows of one tile of queries.
+// The scores of the next keys are issued before the weighted values of these, so that the softmax runs beside the latter.
+// `rows` has the registers: start_scores, finish_scores, weigh (scores into weights), start_values, finish_values, pack (the
+// tile's weights into the left operand, and what was accumulated of those before it scaled), and begin_last, before the last
+// tile's values.
+template <int STAGES, class Rows>
+DEVICE void attend_in_turns(const Rings<STAGES> &rings, RingPlaces<STAGES> &places, const Turns &turns, i32 tiles, Rows &rows) {
+    auto release = [](u32 barrier) {
+        if (thread_index() % 32 == 0) mbarrier_arrive(barrier);
+    };
+    mbarrier_wait(rings.q.full(0), places.q.parity);
+    mbarrier_wait(rings.k.full(places.k.slot), places.k.parity);
+    turns.wait();
+    rows.start_scores(places.k.slot);
+    turns.pass();
+    rows.template finish_scores<0>(places.k.slot);
+    release(rings.k.empty(places.k.slot));
+    places.k.advance();
+    rows.weigh(0);
+    rows.pack(0);
+
+    for (i32 tile = 1; tile < tiles; tile++) {
+        mbarrier_wait(rings.k.full(places.k.slot), places.k.parity);
+        turns.wait();
+        rows.start_scores(places.k.slot);
+        mbarrier_wait(rings.v.full(places.v.slot), places.v.parity);
+        rows.start_values(places.v.slot);
+        turns.pass();
+        rows.template finish_scores<1>(places.k.slot);
+        release(rings.k.empty(places.k.slot));
+        places.k.advance();
+        rows.weigh(tile);
+        rows.finish_values();
+        release(rings.v.empty(places.v.slot));
+        places.v.advance();
+        rows.pack(tile);
+    }
+    release(rings.q.empty(0));
+    places.q.advance();
+    mbarrier_wait(rings.v.full(places.v.slot), places.v.parity);
+    rows.begin_last(places.v.slot);
+    rows.start_values(places.v.slot);
+    rows.finish_values();
+    release(rings.v.empty(places.v.slot));
+    places.v.advance();
+}
+
 // A tile of queries of a sequence, of one head or of several that lie next to each other and share keys.
 struct Work {
     i32 sequence, head, query, unused;
@@ -125,3 +204,32 @@ struct Share {
     DEVICE explicit Share(Global<const i32> starts)
         : first(load(starts, block_index())), end(load(starts, block_index() + 1)) {}
 };
+
+// The 16 rows of a warp that computes, of which this thread holds two: where each is in the problem.
+struct OutputRow {
+    i32 query, head;
+    bool exists;
+    DEVICE OutputRow(const Sequence &sequence, const Work &work, i32 pack, u32 row) {
+        query = work.query + i32(row >> pack), head = work.head + i32(row & ((1u << pack) - 1));
+        exists = query < sequence.len_q;
+    }
+};
+
+// Writes what a warpgroup computed of its rows from `row` on: O, times `inverse(half, head)`, and where somebody asked for it
+// the LSE, `log_sum_exp(half)`.
+template <class Element, int DIM, class Inverse, class LogSumExp>
+DEVICE void write_output(Global<u16> o, Global<f32> lse, const f32 (&out)[DIM / 8][4], const Geometry &geometry,
+                         const Sequence &sequence, const Work &work, i32 pack, u32 row, Inverse inverse, LogSumExp log_sum_exp) {
+    const u32 lane = thread_index() % 32;
+    f32 factor[2];
+    i64 place[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const OutputRow mine(sequence, work, pack, row + thread_index() / 32 % 4 * 16 + half * 8 + lane / 4);
+        factor[half] = inverse(half, mine.head);
+        place[half] = mine.exists ? sequence.o + mine.head * geometry.o.head + mine.query * geometry.o.token : -1;
+        if (lse.exists() && mine.exists && lane % 4 == 0)
+            store(lse, (i64(work.sequence) * geometry.heads_q + mine.head) * geometry.len_q + mine.query, log_sum_exp(half));
+    }
+    write_fragments<Element, DIM>(o, out, factor, place, geometry.dim_v);
+}

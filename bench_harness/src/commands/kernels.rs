@@ -60,12 +60,14 @@ pub fn run(args: Args) -> anyhow::Result<Exit> {
         provider: "cpu",
         name: kernel.name(),
         summary: kernel.summary(),
+        multiplies_in: None,
         supports: support(&|problem| kernel.supports(problem).is_ok()),
     });
     let cuda = CUDA_KERNELS.iter().map(|kernel| KernelListing {
         provider: "cuda",
         name: kernel.name(),
         summary: kernel.summary(),
+        multiplies_in: listing::multiplies_in(*kernel),
         supports: support(&|problem| kernel.supports(problem).is_ok()),
     });
     let kernels: Vec<KernelListing> = cpu.chain(cuda).collect();

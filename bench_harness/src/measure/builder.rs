@@ -130,6 +130,7 @@ pub(super) fn unreached(planned: &PlannedCase) -> CaseResult {
         shard: None,
         lengths_q: problem.seqlen_q.is_ragged().then(|| problem.lengths_q()),
         lengths_kv: problem.seqlen_kv.is_ragged().then(|| problem.lengths_kv()),
+        multiplied_in: Some(planned.case.multiplied_in()).filter(|&dtype| dtype != problem.dtype),
         work: Work::of(problem),
         flags: Vec::new(),
         rounds: Vec::new(),

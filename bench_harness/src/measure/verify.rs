@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attn_kernels::input::InputSpec;
-use attn_kernels::problem::AttentionProblem;
+use attn_kernels::problem::Dtype;
 use attn_kernels::reference::{Expected, GeneratedRows, Oracle, SamplePlan};
 use attn_kernels::tensor::TensorName;
 use attn_kernels::tolerance::ErrorReport;
@@ -27,7 +27,7 @@ pub struct Verified {
 pub struct Verifier {
     seed: u64,
     outputs_path: PathBuf,
-    expected: HashMap<(String, u64), Arc<Vec<Expected>>>,
+    expected: HashMap<(String, u64, Dtype), Arc<Vec<Expected>>>,
 }
 
 impl Verifier {
@@ -85,21 +85,40 @@ impl Verifier {
     }
 
     fn expected(&mut self, planned: &PlannedCase, set: u64) -> Arc<Vec<Expected>> {
-        let key = (planned.case.problem.id(), set);
+        let key = (planned.case.problem.id(), set, planned.case.multiplied_in());
         if let Some(known) = self.expected.get(&key) {
             return Arc::clone(known);
         }
-        let problem = &planned.case.problem;
         let spec = self.input_spec(planned, &[set]);
-        let expected = Arc::new(expected_outputs(problem, &spec, set, planned.settings.oracle_flops));
+        let expected = Arc::new(expected_outputs(planned, &spec, set));
         self.expected.insert(key, Arc::clone(&expected));
         expected
     }
 }
 
-/// What a call of the problem on input set `set` must write, in sampled rows.
-fn expected_outputs(problem: &AttentionProblem, spec: &InputSpec, set: u64, budget_flops: u64) -> Vec<Expected> {
-    let plan = SamplePlan::for_problem(problem, spec, set, budget_flops as f64);
+/// What a call of the case on input set `set` must write, in sampled rows.
+fn expected_outputs(planned: &PlannedCase, spec: &InputSpec, set: u64) -> Vec<Expected> {
+    let problem = &planned.case.problem;
+    let plan = SamplePlan::for_problem(problem, spec, set, planned.settings.oracle_flops as f64);
     let source = GeneratedRows::new(problem, spec, set);
-    Oracle::new(problem, &source).expected(&plan)
+    Oracle::new(problem, &source).multiplied_in(planned.case.multiplied_in()).expected(&plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::Case;
+
+    #[test]
+    fn only_this_binary_s_own_tables_widen_a_tolerance() {
+        let multiplied_in = |kernel: &str| {
+            let id = format!("{kernel}/softmax/prefill/full/bf16/b1/h2:1/q64/k64/d64");
+            id.parse::<Case>().expect("a case id").multiplied_in()
+        };
+        assert_eq!(multiplied_in("cuda/flash3_e4m3"), Dtype::E4m3);
+        // A provider of another name may call its kernel what it likes.
+        for kernel in ["cuda/flash3", "cuda/unknown_e4m3", "cpu/flash", "mine/flash3_e4m3", "torch/flash3_e4m3"] {
+            assert_eq!(multiplied_in(kernel), Dtype::Bf16, "{kernel}");
+        }
+    }
 }

@@ -59,7 +59,7 @@ pub fn limit_ns(case: &CaseResult, record: &Record) -> Option<f64> {
 /// Memory: attention mostly reads, so the faster of `read` and `copy`. A cold case is judged by the cold ones. A hot case
 /// is judged by the fastest hot one whose working set is at least the case's bytes, and so by the innermost memory level
 /// that holds them; where the case is larger than every working set, by the largest working set.
-/// Compute: the fastest `fma`, of the case's dtype where there is one for each.
+/// Compute: the fastest `fma`, of the dtype that the case multiplies in where there is one for each.
 pub fn ceilings(case: &CaseResult, record: &Record) -> Ceilings {
     let provider = case.key.case_id.split('/').next().unwrap_or_default();
     let own = |control: &&ControlResult| control.provider == provider && control.threads == case.key.threads;
@@ -82,7 +82,7 @@ pub fn ceilings(case: &CaseResult, record: &Record) -> Ceilings {
     } else {
         holding
     };
-    let dtype = case.key.case_id.parse::<Case>().ok().map(|case| case.problem.dtype);
+    let dtype = case.multiplied_in.or_else(|| case.key.case_id.parse::<Case>().ok().map(|case| case.problem.dtype));
     let of_its_dtype = |control: &&ControlResult| control.dtype.is_none() || control.dtype == dtype;
     let fma =
         record.controls.iter().filter(own).filter(|control| control.kind == ControlKind::Fma).filter(of_its_dtype);

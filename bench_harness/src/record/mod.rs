@@ -195,6 +195,9 @@ pub struct CaseResult {
     /// Keys of each sequence, where the batch is ragged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lengths_kv: Option<Vec<usize>>,
+    /// The dtype by whose tolerance its outputs are judged, where that is not the problem's: what the kernel multiplies in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplied_in: Option<attn_kernels::problem::Dtype>,
     /// Exact work of one call.
     pub work: Work,
     /// Warnings that follow it everywhere: `implausible: ...`, `few samples`, ...

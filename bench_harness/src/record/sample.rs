@@ -71,6 +71,7 @@ pub(crate) fn measured(kernel: &str, keys: usize, ns: f64) -> CaseResult {
         shard: None,
         lengths_q: None,
         lengths_kv: None,
+        multiplied_in: None,
         work: Work::of(&case.problem),
         flags: vec![],
         rounds: vec![round(0), round(1)],

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use attn_kernels::cuda::CudaKernel;
 use attn_kernels::cuda::resources::Resources;
-use attn_kernels::problem::{Dtype, Phase};
+use attn_kernels::problem::{AttentionProblem, Dtype, Phase};
 use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width};
 
 use super::units;
@@ -18,8 +19,17 @@ pub struct KernelListing {
     pub name: &'static str,
     /// One line: the algorithm and where it comes from.
     pub summary: &'static str,
+    /// The dtype that it rounds what it multiplies to, where that is not the problem's: its outputs are judged by that one's tolerance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiplies_in: Option<&'static str>,
     /// What it computes.
     pub supports: Vec<Support>,
+}
+
+/// [`KernelListing::multiplies_in`] of a CUDA kernel, found by asking it about a small problem.
+pub fn multiplies_in(kernel: &dyn CudaKernel) -> Option<&'static str> {
+    let problem = AttentionProblem::softmax(Phase::Prefill, Dtype::Bf16, 1, (1, 1), (64, 64), 64);
+    Some(kernel.multiplies_in(&problem)).filter(|&dtype| dtype != problem.dtype).map(Dtype::name)
 }
 
 /// A table with one line under its header, as wide as its content and at most `width` columns.
@@ -203,7 +213,8 @@ pub fn kernels(kernels: &[KernelListing], width: u16) -> String {
     let mut computes = table(&header, width);
     for kernel in kernels {
         let name = format!("{}/{}", kernel.provider, kernel.name);
-        what.add_row([&name, &dtypes(&kernel.supports), kernel.summary]);
+        let narrower = kernel.multiplies_in.map(|dtype| format!(" as {dtype}")).unwrap_or_default();
+        what.add_row([&name, &format!("{}{narrower}", dtypes(&kernel.supports)), kernel.summary]);
         let mut mechanisms: Vec<&str> = kernel.supports.iter().map(|support| support.mechanism).collect();
         mechanisms.dedup();
         for mechanism in mechanisms {

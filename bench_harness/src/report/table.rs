@@ -1,5 +1,6 @@
 //! Tables in which a person finds what became of every case, at 80 columns and at 200.
 
+use attn_kernels::problem::Dtype;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use super::case_names::group_names;
@@ -263,6 +264,17 @@ fn notes(record: &Record, cases: &[&CaseResult], style: Style) -> Vec<String> {
          f64 oracle."
             .to_owned(),
     ];
+    let mut narrower: Vec<&str> = cases.iter().filter_map(|case| case.multiplied_in).map(Dtype::name).collect();
+    narrower.sort_unstable();
+    narrower.dedup();
+    for dtype in narrower {
+        let count = cases.iter().filter(|case| case.multiplied_in.map(Dtype::name) == Some(dtype)).count();
+        let cases = if count == 1 { "1 case multiplies".to_owned() } else { format!("{count} cases multiply") };
+        notes.push(format!(
+            "{cases} in {dtype}, by whose tolerance they are judged, and for whose FLOPs no rate was measured: see the kernels by \
+             `attnbench kernels`."
+        ));
+    }
     let least = intervals.iter().map(|interval| interval.confidence).fold(1.0, f64::min);
     if least < CONFIDENCE {
         notes.push(format!(

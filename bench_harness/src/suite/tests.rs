@@ -422,6 +422,7 @@ fn kernel_listing_fits() {
             provider: "cpu",
             name: kernel.name(),
             summary: kernel.summary(),
+            multiplies_in: None,
             supports: support(&|problem| kernel.supports(problem).is_ok()),
         })
         .collect();
@@ -429,6 +430,7 @@ fn kernel_listing_fits() {
         provider: "cuda",
         name: kernel.name(),
         summary: kernel.summary(),
+        multiplies_in: listing::multiplies_in(*kernel),
         supports: support(&|problem| kernel.supports(problem).is_ok()),
     }));
     assert!(kernels.iter().all(|kernel| !kernel.supports.is_empty()));

@@ -163,8 +163,16 @@ inline void copy_tile(u32 address, const TensorMap &map, i32 x, i32 y, i32 z, i3
     shim::copy_tile(address, map, {x, y, z, w}, 4, barrier, line);
 }
 
+template <class T> inline void copy_bytes(u32 address, Global<const T> p, i64 index, u32 bytes, u32 barrier, LINE) {
+    shim::copy_bytes(address, reinterpret_cast<const u8 *>(p.pointer + index), bytes, barrier, line);
+}
+
 inline u64 matrix_descriptor(u32 address, u32 panel_bytes) {
     return u64(1) << 62 | u64(1024 >> 4) << 32 | u64(panel_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
+}
+template <int row_bytes> inline u64 rows_descriptor(u32 address) {
+    static_assert(row_bytes == 128 || row_bytes == 64, "a row is as wide as the swizzle");
+    return u64(row_bytes == 128 ? 1 : 2) << 62 | u64(8 * row_bytes >> 4) << 32 | (address & 0x3ffff) >> 4;
 }
 inline void fence_products(PLACE) {
     if (!shim::is_left_out(file, line)) shim::fence_products(line);
@@ -235,6 +243,15 @@ struct E4m3 {
             u32 half = shim::f32_to_half(shim::e4m3_to_f32(u8(four >> 8 * i)));
             pairs[i / 2] = i % 2 ? pairs[i / 2] | half << 16 : half;
         }
+    }
+    static u32 pack(f32 a, f32 b, f32 c, f32 d) {
+        return shim::f32_to_e4m3(a) | u32(shim::f32_to_e4m3(b)) << 8 | u32(shim::f32_to_e4m3(c)) << 16 | u32(shim::f32_to_e4m3(d)) << 24;
+    }
+    template <int N> static void multiply_tiles(f32 (&d)[N / 8][4], u64 a, u64 b, bool adds, LINE) {
+        shim::start_product<shim::e4m3_of_low_byte, 32>(&d[0][0], N, nullptr, a, false, b, false, adds, line);
+    }
+    template <int N> static void multiply_registers(f32 (&d)[N / 8][4], const u32 (&a)[4], u64 b, bool adds, LINE) {
+        shim::start_product<shim::e4m3_of_low_byte, 32>(&d[0][0], N, a, 0, false, b, false, adds, line);
     }
 };
 inline u32 permute_bytes(u32 word, u32 order) {

@@ -3,6 +3,9 @@
 // Each warp computes its own 16 rows; the warps of a group need not be at the same product at the same time, as on the device.
 // A product takes place as late as the program allows, in the wait that forces it: shared memory is read then, so whoever
 // overwrites it too early is found. Until then the accumulators are NaN.
+//
+// Sums of e4m3 products keep 14 bits of mantissa, which is what is known of Hopper's (DeepSeek-AI 2024, DeepSeek-V3 technical
+// report, section 3.3.2); that the rest is cut off after each instruction is this model's choice, and the worst that a step can do.
 #pragma once
 
 #include "tiles.h"
@@ -54,45 +57,55 @@ inline void take_registers(u32 registers, int line) {
     }
 }
 
-// A byte of an operand, as products read shared memory: everything written by threads has to be shown to them first.
-inline const u8 *read_operand(u32 address, int line) {
-    const u8 *bytes = read_shared(address, 2, line);
+// An element of an operand, as products read shared memory: everything written by threads has to be shown to them first.
+inline u16 read_operand(u32 address, u32 element_bytes, int line) {
+    const u8 *bytes = read_shared(address, element_bytes, line);
     const Granule &granule = machine->granules[(address - SHARED_BASE) / GRANULE];
     if (granule.store > machine->thread[granule.writer].stores_shown)
         fail(line, "a product reads shared address %u, whose store by thread %u no fence shows to it", address - SHARED_BASE, granule.writer);
-    return bytes;
+    return element_bytes == 1 ? bytes[0] : u16(bytes[0] | bytes[1] << 8);
 }
 
 // Element (outer, inner) of the operand that a descriptor says: rows of A and columns of B are outer, what is summed over inner.
 inline f32 operand(const GroupProduct &product, u64 descriptor, bool is_transposed, u32 outer, u32 inner) {
     const u32 start = u32(descriptor & 0x3fff) << 4, panel = u32(descriptor >> 16 & 0x3fff) << 4, eight = u32(descriptor >> 32 & 0x3fff) << 4;
+    const u32 layout = u32(descriptor >> 62), element_bytes = 32 / product.inner, row = layout == 1 ? 128 : 64;
+    if (layout != 1 && (layout != 2 || is_transposed)) fail(product.line, "a product of an operand whose layout the shim does not know");
     const u32 address = is_transposed ? start + outer / 64 * panel + outer % 64 * 2 + inner / 8 * eight + inner % 8 * 128
-                                      : start + outer / 8 * eight + outer % 8 * 128 + inner * 2;
-    u16 bits;
-    memcpy(&bits, read_operand(swizzled(address, SWIZZLE_128), product.line), 2);
-    return product.widen(bits);
+                                      : start + outer / 8 * eight + outer % 8 * row + inner * element_bytes;
+    return product.widen(read_operand(swizzled(address, layout == 1 ? SWIZZLE_128 : SWIZZLE_64), element_bytes, product.line));
 }
+
+// Element (row, k) of A in registers: a word of each lane holds 4 bytes of k.
+inline f32 operand_of_registers(const GroupProduct &product, u32 row, u32 k) {
+    const u32 a_word = product.inner / 8, lane = row % 8 * 4 + k % (4 * a_word) / a_word;
+    const u32 word = product.registers[lane][row / 8 + k / (4 * a_word) * 2];
+    return product.widen(u16(word >> k % a_word * (32 / a_word)));
+}
+
+// What tensor cores keep of a sum of 8-bit products.
+inline f32 kept(f32 sum) { return bits_to_float(float_to_bits(sum) & ~0x3ffu); }
 
 // Adds a product to accumulators in the order of lanes, columns of eight and four numbers each.
 inline void multiply_group(const GroupProduct &product, u32 warp, std::vector<f32> &values) {
     const u32 blocks = product.columns / 8;
-    f32 a[16][16], b[256][16];
+    const u32 inner = product.inner;
+    f32 a[16][32], b[256][32];
     for (u32 row = 0; row < 16; row++)
-        for (u32 k = 0; k < 16; k++) {
-            const u32 pair = product.registers[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-            a[row][k] = product.a_is_in_registers ? product.widen(u16(pair >> k % 2 * 16))
-                                                  : operand(product, product.a, product.a_is_transposed, warp % GROUP_WARPS * 16 + row, k);
-        }
+        for (u32 k = 0; k < inner; k++)
+            a[row][k] = product.a_is_in_registers
+                            ? operand_of_registers(product, row, k)
+                            : operand(product, product.a, product.a_is_transposed, warp % GROUP_WARPS * 16 + row, k);
     for (u32 column = 0; column < product.columns; column++)
-        for (u32 k = 0; k < 16; k++) b[column][k] = operand(product, product.b, product.b_is_transposed, column, k);
+        for (u32 k = 0; k < inner; k++) b[column][k] = operand(product, product.b, product.b_is_transposed, column, k);
     for (u32 lane = 0; lane < LANES; lane++)
         for (u32 block = 0; block < blocks; block++)
             for (u32 i = 0; i < 4; i++) {
                 const u32 row = lane / 4 + 8 * (i / 2), column = block * 8 + lane % 4 * 2 + i % 2;
                 f32 &value = values[(lane * blocks + block) * 4 + i];
                 f32 sum = product.adds ? value : 0.0f;
-                for (u32 k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
-                value = sum;
+                for (u32 k = 0; k < inner; k++) sum += a[row][k] * b[column][k];
+                value = inner == 32 ? kept(sum) : sum;
             }
 }
 
@@ -119,7 +132,7 @@ inline void complete_products(u32 warp, u32 end) {
 }
 
 // Starts a product. `d` are the running thread's accumulators, `a` its registers of A or null.
-template <f32 (*widen)(u16)>
+template <f32 (*widen)(u16), u32 inner = 16>
 inline void start_product(f32 *d, u32 columns, const u32 *a, u64 a_descriptor, bool a_is_transposed, u64 b, bool b_is_transposed,
                           bool adds, int line) {
     Machine &m = *machine;
@@ -129,6 +142,7 @@ inline void start_product(f32 *d, u32 columns, const u32 *a, u64 a_descriptor, b
         fail(line, "a product of a warpgroup of which warp %u has no four", self.warp->number);
     GroupProduct mine = {};
     mine.columns = columns;
+    mine.inner = inner;
     mine.widen = widen;
     mine.adds = adds;
     mine.a_is_transposed = a_is_transposed;

@@ -147,11 +147,12 @@ struct Barrier {
     int line;
 };
 
-// A tile on its way: where it goes, who asked for it, and which box.
+// A tile on its way: where it goes, who asked for it, and which box; without a map, bytes as they lie.
 struct TileCopy {
     u32 to, bytes, warp, epoch;
     const TensorMap *map;
     i32 at[5];
+    const u8 *from;
 };
 
 // A phase ends when no arrival is missing and `bytes`, announced less copied, is 0.
@@ -168,7 +169,8 @@ struct MemoryBarrier {
 
 // A warp's share of a warpgroup's product, 16 rows of it, which runs until somebody waits for its group.
 struct GroupProduct {
-    u32 columns, group;
+    // `inner` of the dimension that is summed over: 32 bytes of it.
+    u32 columns, group, inner;
     f32 (*widen)(u16);
     bool adds, a_is_transposed, b_is_transposed, a_is_in_registers;
     u64 a, b;

@@ -21,35 +21,58 @@ inline u32 swizzled(u32 address, u32 swizzle) {
     }
 }
 
-// Starts a copy of the box at these coordinates, innermost first, by the running thread.
-inline void copy_tile(u32 to, const TensorMap &map, const i32 (&at)[MAX_RANK], u32 rank, u32 barrier_address, int line) {
-    Machine &m = *machine;
-    Thread &self = *m.current;
-    if (!map.is_valid) fail(line, "a tile of a tensor map that nobody encoded");
-    if (map.rank != rank) fail(line, "a tile of %u dimensions of a tensor map of %u", rank, map.rank);
-    if (to % 128) fail(line, "a tile at shared address %u, which is not aligned to 128 bytes", to - SHARED_BASE);
+// The mbarrier that a copy to this shared address will bring its bytes to.
+inline MemoryBarrier &barrier_of_copy(u32 to, u32 bytes, u32 barrier_address, int line) {
     read_shared(barrier_address, 8, line);
     MemoryBarrier &barrier = memory_barrier(barrier_address, line);
     if (!barrier.is_fenced)
         fail(line, "a tile for the mbarrier at %u, whose initialisation no fence shows to the copy engine",
              barrier_address - SHARED_BASE);
+    if (u64(to) + bytes > u64(SHARED_BASE) + machine->shared_bytes)
+        fail(line, "a tile of %u bytes at shared address %u of %u bytes", bytes, to - SHARED_BASE, machine->shared_bytes);
+    return barrier;
+}
+
+// Starts a copy of bytes that lie one after another, by the running thread.
+inline void copy_bytes(u32 to, const u8 *from, u32 bytes, u32 barrier_address, int line) {
+    Thread &self = *machine->current;
+    if (to % 16 || reinterpret_cast<u64>(from) % 16 || bytes % 16 || !bytes)
+        fail(line, "a copy of %u bytes from %p to shared address %u: each is a multiple of 16", bytes, (const void *)from,
+             to - SHARED_BASE);
+    MemoryBarrier &barrier = barrier_of_copy(to, bytes, barrier_address, line);
+    for (u32 chunk = 0; chunk < bytes; chunk += 16) claim_shared(to + chunk, 16, PENDING, line, "copy of a tile", true);
+    barrier.tiles.push_back({to, bytes, self.warp->number, self.warp->epoch, nullptr, {}, from});
+    self.warp->epoch++;
+}
+
+// Starts a copy of the box at these coordinates, innermost first, by the running thread.
+inline void copy_tile(u32 to, const TensorMap &map, const i32 (&at)[MAX_RANK], u32 rank, u32 barrier_address, int line) {
+    Thread &self = *machine->current;
+    if (!map.is_valid) fail(line, "a tile of a tensor map that nobody encoded");
+    if (map.rank != rank) fail(line, "a tile of %u dimensions of a tensor map of %u", rank, map.rank);
+    if (to % 128) fail(line, "a tile at shared address %u, which is not aligned to 128 bytes", to - SHARED_BASE);
     u32 bytes = map.element_bytes;
     for (u32 d = 0; d < rank; d++) bytes *= map.box[d];
-    if (u64(to) + bytes > u64(SHARED_BASE) + m.shared_bytes)
-        fail(line, "a tile of %u bytes at shared address %u of %u bytes", bytes, to - SHARED_BASE, m.shared_bytes);
+    MemoryBarrier &barrier = barrier_of_copy(to, bytes, barrier_address, line);
     // Every granule of the destination is in flight from here on. Swizzling moves chunks within 1024 bytes at most, which may
     // reach beyond a tile that is no whole pattern.
     for (u32 chunk = 0; chunk < bytes; chunk += 16)
         claim_shared(swizzled(to + chunk, map.swizzle), 16, PENDING, line, "copy of a tile", true);
-    TileCopy copy = {to, bytes, self.warp->number, self.warp->epoch, &map, {}};
+    TileCopy copy = {to, bytes, self.warp->number, self.warp->epoch, &map, {}, nullptr};
     memcpy(copy.at, at, sizeof copy.at);
     barrier.tiles.push_back(copy);
     // What this warp does from here on is not covered by the copy.
     self.warp->epoch++;
 }
 
-// Brings a tile, and its bytes to the barrier.
-inline void complete_tile(MemoryBarrier &barrier, const TileCopy &copy, int line) {
+// Brings bytes that lie one after another.
+inline void bring_bytes(const TileCopy &copy, int line) {
+    check_global(copy.from, copy.bytes, 16, false, line);
+    memcpy(machine->shared.data() + (copy.to - SHARED_BASE), copy.from, copy.bytes);
+}
+
+// Brings the box of a tensor map.
+inline void bring_box(const TileCopy &copy, int line) {
     Machine &m = *machine;
     const TensorMap &map = *copy.map;
     const u32 row_bytes = map.box[0] * map.element_bytes, rows = copy.bytes / row_bytes;
@@ -75,9 +98,16 @@ inline void complete_tile(MemoryBarrier &barrier, const TileCopy &copy, int line
             }
         }
     }
+}
+
+// Brings a tile, and its bytes to the barrier.
+inline void complete_tile(MemoryBarrier &barrier, const TileCopy &copy, int line) {
+    Machine &m = *machine;
+    const u32 swizzle = copy.map ? copy.map->swizzle : u32(NO_SWIZZLE);
+    copy.map ? bring_box(copy, line) : bring_bytes(copy, line);
     for (u32 chunk = 0; chunk < copy.bytes; chunk += 16)
         for (u32 g = 0; g < 4; g++) {
-            Granule &granule = m.granules[(swizzled(copy.to + chunk, map.swizzle) - SHARED_BASE) / GRANULE + g];
+            Granule &granule = m.granules[(swizzled(copy.to + chunk, swizzle) - SHARED_BASE) / GRANULE + g];
             granule.state = DEFINED;
             granule.write_epoch = copy.epoch;
         }

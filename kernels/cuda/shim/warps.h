@@ -50,6 +50,20 @@ inline f32 e4m3_to_f32(u8 bits) {
     if ((bits & 127) == 127) size = NAN;
     return bits & 128 ? -size : size;
 }
+// Nearest, ties to even; what is too large becomes 448.
+inline u8 f32_to_e4m3(f32 x) {
+    const u8 sign = std::signbit(x) ? 128 : 0;
+    const f32 size = fabsf(x);
+    if (x != x) return sign | 127;
+    if (size >= 448.0f) return sign | 126;
+    // Multiples of 2^-9 below 2^-6, and of an eighth of the power of two above.
+    int exponent = size < 0x1p-6f ? -6 : ilogbf(size);
+    u32 eighths = u32(nearbyintf(ldexpf(size, 3 - exponent)));
+    if (eighths < 8) return u8(sign | eighths);
+    if (eighths == 16) eighths = 8, exponent++;
+    return u8(sign | (exponent + 7) << 3 | (eighths - 8));
+}
+inline f32 e4m3_of_low_byte(u16 bits) { return e4m3_to_f32(u8(bits)); }
 inline f32 bf16_to_f32(u16 bits) { return bits_to_float(u32(bits) << 16); }
 inline u16 f32_to_bf16(f32 x) {
     u32 bits = float_to_bits(x);

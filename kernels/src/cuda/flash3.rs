@@ -55,11 +55,11 @@ fn class_of(dims: (usize, usize), variant: Variant) -> &'static TileClass {
 
 /// How a block is cut for some head dimensions.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    dims: (usize, usize),
-    rows: usize,
-    keys: usize,
-    slots: usize,
+pub(super) struct Shape {
+    pub(super) dims: (usize, usize),
+    pub(super) rows: usize,
+    pub(super) keys: usize,
+    pub(super) slots: usize,
 }
 
 impl Shape {
@@ -86,26 +86,31 @@ impl Shape {
     }
 
     /// A warpgroup that copies, and one for every 64 rows.
-    fn threads(&self) -> u32 {
+    pub(super) fn threads(&self) -> u32 {
         128 * (1 + self.rows as u32 / 64)
     }
 
-    fn module(&self, dtype: Dtype, variant: Variant) -> Module {
+    pub(super) fn module(&self, source: Source, dtype: Dtype, variant: Variant) -> Module {
         let Shape { dims: (dim_qk, dim_v), rows, keys, slots } = *self;
         let numbers = [("DIM_QK", dim_qk), ("DIM_V", dim_v), ("ROWS", rows), ("KEYS", keys), ("SLOTS", slots)];
-        tensor_core::module(SOURCE, dtype, &numbers, Some(variant))
+        tensor_core::module(source, dtype, &numbers, Some(variant))
     }
+}
 
-    /// Heads of a group that are packed into a tile: only as many as it takes to fill the tile with rows.
-    fn packed(&self, geometry: &Geometry) -> usize {
-        let group = geometry.heads_q / geometry.heads_kv;
-        let mut packed = 1;
-        let divides = |count: usize| group.is_multiple_of(count) && self.rows.is_multiple_of(count);
-        while divides(2 * packed) && geometry.longest_q() * packed < self.rows {
-            packed *= 2;
-        }
-        packed
+/// Refuses what the forward of kernels with these shapes does not do.
+pub(super) fn supports_forward(kernel: &str, problem: &AttentionProblem) -> Result<(), KernelError> {
+    let unsupported = |text: String| Err(KernelError::Unsupported(text));
+    let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
+    if compiled_dims(dim_qk, dim_v).is_none() {
+        return unsupported(format!("head dimensions {dim_qk}:{dim_v}: {kernel} has up to 256:256"));
     }
+    if Variant::of(problem) == Variant::General {
+        return unsupported(
+            "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those"
+                .into(),
+        );
+    }
+    Ok(())
 }
 
 /// Whether sequences are told apart by their first token alone, so that a map sees all tokens in one row.
@@ -149,23 +154,12 @@ impl CudaKernel for Flash3 {
     }
 
     fn supports(&self, problem: &AttentionProblem) -> Result<(), KernelError> {
-        let unsupported = |text: String| Err(KernelError::Unsupported(text));
         tensor_core::has_contiguous_band("flash3", problem)?;
         tensor_core::supports("flash3", problem)?;
         if problem.phase == Phase::Backward {
             return flash3_bwd::supports(problem);
         }
-        let (dim_qk, dim_v) = (problem.head_dim_qk, problem.head_dim_v);
-        if compiled_dims(dim_qk, dim_v).is_none() {
-            return unsupported(format!("head dimensions {dim_qk}:{dim_v}: flash3 has up to 256:256"));
-        }
-        if Variant::of(problem) == Variant::General {
-            return unsupported(
-                "a bias, a scale that is not positive, or head dimensions that are no multiples of 8: flash has those"
-                    .into(),
-            );
-        }
-        Ok(())
+        supports_forward("flash3", problem)
     }
 
     fn plan(&self, problem: &AttentionProblem, device: &DeviceFacts) -> Result<CudaPlan, KernelError> {
@@ -182,7 +176,7 @@ impl CudaKernel for Flash3 {
         let mut modules = Vec::new();
         for dims in DIMS {
             for dtype in DTYPES {
-                let taken = |variant| Shape::new(dims, class_of(dims, variant).taken()).module(dtype, variant);
+                let taken = |variant| Shape::new(dims, class_of(dims, variant).taken()).module(SOURCE, dtype, variant);
                 modules.extend([Variant::Plain, Variant::Capped].map(taken));
             }
         }
@@ -235,11 +229,11 @@ fn plan_tiles(
     let shape = Shape::new(dims_of(problem), tiles);
     device.require_shared(kernel, shape.shared_bytes())?;
     tiles::require_registers(kernel, shape.numbers_a_thread(), shape.registers())?;
-    let packed = shape.packed(&geometry);
+    let packed = schedule::packed_heads(&geometry, shape.rows);
     let works = schedule::works(kernel, &geometry, Cut { rows: shape.rows, packed, keys: shape.keys })?;
     let blocks = works.len().min(device.multiprocessors as usize);
     let mut plan = CudaPlan::default();
-    let module = plan.module(shape.module(problem.dtype, Variant::of(problem)));
+    let module = plan.module(shape.module(SOURCE, problem.dtype, Variant::of(problem)));
     let sequences = geometry.sequences(&mut plan);
     let [works, starts] = schedule::push(&mut plan, &schedule::deal(&works, blocks));
     let is_flat = is_flat(problem, &sequences);
@@ -283,16 +277,6 @@ mod tests {
                 assert!(shape.numbers_a_thread() < shape.registers(), "{shape:?}");
             }
         }
-    }
-
-    #[test]
-    fn heads_are_packed_where_one_does_not_fill_a_tile() {
-        let packed = |len_q, heads| {
-            let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, heads, (len_q, 4096), 128);
-            Shape::new((128, 128), class_of((128, 128), Variant::Plain).taken()).packed(&Geometry::new(&problem))
-        };
-        assert_eq!([packed(4096, (32, 8)), packed(64, (32, 8)), packed(1, (32, 8))], [1, 2, 4]);
-        assert_eq!([packed(1, (24, 8)), packed(1, (12, 2)), packed(1, (256, 1))], [1, 2, 128]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod flash;
 pub mod flash1;
 pub mod flash3;
 mod flash3_bwd;
+pub mod flash3_e4m3;
 mod flash_bwd;
 mod geometry;
 pub mod harness;
@@ -32,7 +33,7 @@ mod tensor_core;
 pub mod tiles;
 
 use crate::kernel::KernelError;
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, Dtype};
 
 pub use plan::{Argument, CudaPlan, DeviceFacts, Launch, Module, TensorMap};
 pub use source::{HEADERS, Header, Source};
@@ -58,6 +59,11 @@ pub trait CudaKernel: Sync {
     /// Those that a plan for such a device may hold.
     fn modules_for(&self, compute_capability: u32) -> Vec<Module> {
         if self.is_for(compute_capability) { self.modules() } else { Vec::new() }
+    }
+    /// The dtype in which it multiplies a problem's numbers, whose tolerance its outputs are judged by: the problem's own, unless a
+    /// kernel rounds to a narrower one.
+    fn multiplies_in(&self, problem: &AttentionProblem) -> Dtype {
+        problem.dtype
     }
     /// How its blocks may be cut: a row for each class of its problems; empty where there is no choice.
     fn tile_classes(&self) -> Vec<&'static TileClass> {
@@ -98,6 +104,7 @@ pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
     &flash1::Flash1,
     &flash::Flash,
     &flash3::Flash3,
+    &flash3_e4m3::Flash3E4m3,
     &split_kv::SplitKv,
     &paged::Paged,
     &block_sparse::BlockSparse,
@@ -105,6 +112,12 @@ pub const CUDA_KERNELS: &[&dyn CudaKernel] = &[
     &linformer::Linformer,
     &mla::Mla,
 ];
+
+/// The dtype by whose tolerance outputs of the kernel of that name are judged: [`CudaKernel::multiplies_in`], and the problem's own for
+/// a name that is not in this table.
+pub fn multiplies_in(name: &str, problem: &AttentionProblem) -> Dtype {
+    find(name).map_or(problem.dtype, |kernel| kernel.multiplies_in(problem))
+}
 
 /// The kernel of that name, which may be a candidate of [`tiles`].
 pub fn find(name: &str) -> Option<&'static dyn CudaKernel> {

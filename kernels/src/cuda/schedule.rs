@@ -39,7 +39,8 @@ pub(super) struct Cut {
     pub(super) keys: usize,
 }
 
-/// Tiles of keys that queries `first` .. `first + count` of a sequence see: as `Visit` of `kernels/cuda/flash3.cu` counts them.
+/// Tiles of keys that queries `first` .. `first + count` of a sequence see: as `Visit` of `kernels/cuda/flash3.cu` counts them. Where tiles
+/// begin at multiples of their size, as in `kernels/cuda/flash3_e4m3.cu`, there may be one more.
 pub(super) fn key_tiles(geometry: &Geometry, sequence: usize, first: usize, count: usize, keys: usize) -> u64 {
     let offset = geometry.query_offsets[sequence];
     let last = (first + count).min(geometry.lengths_q[sequence]) - 1;
@@ -82,6 +83,17 @@ pub(super) fn works(kernel: &str, geometry: &Geometry, cut: Cut) -> Result<Vec<W
     }
     sort(&mut works[section..]);
     Ok(works)
+}
+
+/// Heads of a group that are packed into a tile of `rows`: only as many as it takes to fill the tile.
+pub(super) fn packed_heads(geometry: &Geometry, rows: usize) -> usize {
+    let group = geometry.heads_q / geometry.heads_kv;
+    let mut packed = 1;
+    let divides = |count: usize| group.is_multiple_of(count) && rows.is_multiple_of(count);
+    while divides(2 * packed) && geometry.longest_q() * packed < rows {
+        packed *= 2;
+    }
+    packed
 }
 
 fn sort(section: &mut [Work]) {
@@ -144,6 +156,16 @@ mod tests {
             }
             assert_eq!(seen, expected, "{packed} heads a tile");
         }
+    }
+
+    #[test]
+    fn heads_are_packed_where_one_does_not_fill_a_tile() {
+        let packed = |len_q, heads| {
+            let problem = AttentionProblem::softmax(Phase::Append, Dtype::Bf16, 1, heads, (len_q, 4096), 128);
+            packed_heads(&Geometry::new(&problem), 128)
+        };
+        assert_eq!([packed(4096, (32, 8)), packed(64, (32, 8)), packed(1, (32, 8))], [1, 2, 4]);
+        assert_eq!([packed(1, (24, 8)), packed(1, (12, 2)), packed(1, (256, 1))], [1, 2, 128]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use super::{CUDA_KERNELS, CudaKernel, CudaPlan, DeviceFacts, Module};
 use crate::kernel::KernelError;
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, Dtype};
 
 /// One way to cut a kernel's blocks: sizes by name, in the order of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -183,6 +183,10 @@ impl CudaKernel for Tiled {
 
     fn is_for(&self, compute_capability: u32) -> bool {
         self.kernel.is_for(compute_capability)
+    }
+
+    fn multiplies_in(&self, problem: &AttentionProblem) -> Dtype {
+        self.kernel.multiplies_in(problem)
     }
 
     fn modules(&self) -> Vec<Module> {

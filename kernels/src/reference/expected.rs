@@ -3,12 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::source::Rounded;
 use super::{Oracle, Row, RowReference, SamplePlan};
 use crate::e4m3::e4m3;
 use crate::input::{output_names, tensor_shape};
 use crate::problem::{AttentionProblem, Dtype};
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
-use crate::tolerance::{ErrorReport, Reference, judge, judge_lse};
+use crate::tolerance::{ErrorReport, Precision, Reference, judge, judge_lse};
 
 /// Rows of one output: (sequence, head, token) of O, dQ, dK, dV and LSE; of the state (sequence, KV head, element of
 /// d_qk); of the normaliser (sequence, KV head, 0).
@@ -137,18 +138,25 @@ pub struct Expected {
     pub rows: SampledRows,
     /// The tensor's elements.
     pub dtype: Dtype,
+    /// The dtype by whose tolerance they are judged.
+    pub multiplied_in: Dtype,
     /// Elements a row.
     pub row_elements: usize,
     /// The exact rows, one after another.
     pub reference: Vec<f64>,
-    /// The rows with weights and result rounded to the dtype.
+    /// The rows with everything rounded that such a kernel cannot but round: see [`RowReference::o_lp`].
     pub reference_lp: Vec<f64>,
     /// [`RowReference::scale`] of each row.
     pub row_scales: Vec<f64>,
 }
 
 impl Expected {
-    fn new(problem: &AttentionProblem, rows: SampledRows, references: Vec<RowReference>) -> Expected {
+    fn new(
+        problem: &AttentionProblem,
+        multiplied_in: Dtype,
+        rows: SampledRows,
+        references: Vec<RowReference>,
+    ) -> Expected {
         let dtype = match tensor_shape(problem, rows.tensor).0 {
             ElementType::F16 => Dtype::F16,
             ElementType::Bf16 => Dtype::Bf16,
@@ -160,6 +168,8 @@ impl Expected {
         let mut expected = Expected {
             rows,
             dtype,
+            // A tensor of f32 that a kernel of narrower products writes (a state) is still judged as f32.
+            multiplied_in: if dtype == problem.dtype || is_lse { multiplied_in } else { dtype },
             row_elements,
             reference: Vec::with_capacity(references.len() * row_elements),
             reference_lp: Vec::with_capacity(references.len() * row_elements),
@@ -202,15 +212,23 @@ impl Expected {
     /// Judges elements that are widened already. Panics where their number is wrong.
     pub fn judge(&self, actual: &[f64]) -> ErrorReport {
         if self.rows.tensor == TensorName::Lse {
-            return judge_lse(actual, &self.reference);
+            return judge_lse(self.multiplied_in, actual, &self.reference, &self.reference_lp);
         }
         let is_gradient = matches!(self.rows.tensor, TensorName::DQ | TensorName::DK | TensorName::DV);
         let reference = Reference { exact: &self.reference, lp: &self.reference_lp, row_scales: &self.row_scales };
-        judge(self.dtype, is_gradient, actual, reference)
+        let precision = Precision { multiplied_in: self.multiplied_in, stored_in: self.dtype };
+        judge(precision, is_gradient, actual, reference)
     }
 }
 
 impl Oracle<'_> {
+    /// What rounding inputs and weights alone makes of rows of O, for a kernel that multiplies in a narrower dtype than the problem's.
+    fn rounded_rows(&self, rows: &[Row]) -> Option<Vec<RowReference>> {
+        let source = Rounded { source: self.source, dtype: self.multiplied_in };
+        let is_narrower = self.multiplied_in != self.problem.dtype;
+        is_narrower.then(|| Oracle::new(self.problem, &source).multiplied_in(self.multiplied_in).forward_rows(rows))
+    }
+
     /// What every row of a plan should be, in the plan's order. For a plan with
     /// [`SamplePlan::sparse_grad_rows`], the oracle's source must have dO zero but in those rows.
     pub fn expected(&self, plan: &SamplePlan) -> Vec<Expected> {
@@ -230,7 +248,10 @@ impl Oracle<'_> {
             self.backward(plan.sparse_grad_rows.as_deref(), queries, &keys)
         };
         let (o, lse) = (rows_of(TensorName::O), rows_of(TensorName::Lse));
-        let forward = self.forward_rows(o);
+        let (mut forward, rounded) = (self.forward_rows(o), self.rounded_rows(o));
+        for (row, rounded) in forward.iter_mut().zip(rounded.iter().flatten()) {
+            row.o_lp.clone_from(&rounded.o_lp);
+        }
         plan.rows
             .iter()
             .map(|sampled| {
@@ -245,7 +266,12 @@ impl Oracle<'_> {
                     TensorName::NormaliserOut => sampled.rows.iter().map(|&row| self.normaliser_row(row)).collect(),
                     other => unreachable!("{other:?} is no output"),
                 };
-                Expected::new(self.problem, sampled.clone(), references)
+                let mut expected = Expected::new(self.problem, self.multiplied_in, sampled.clone(), references);
+                if sampled.tensor == TensorName::Lse {
+                    let rounded = if lse == o { rounded.clone() } else { self.rounded_rows(lse) };
+                    rounded.iter().for_each(|rows| expected.reference_lp = rows.iter().map(|row| row.lse).collect());
+                }
+                expected
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::visible::Definition;
-use super::{NORMALISER_EPSILON, Oracle, RowReference, dense, feature, parts, round_to, sum_of_squares};
+use super::{NORMALISER_EPSILON, Oracle, RowReference, dense, feature, parts, round_to, round_weight, sum_of_squares};
 use crate::problem::{Bias, Mechanism};
 use crate::tensor::TensorName;
 
@@ -266,7 +266,6 @@ impl Oracle<'_> {
         part_scores: &[PartScores],
     ) -> Vec<Attended> {
         let dim = self.problem.head_dim_v;
-        let dtype = self.problem.dtype;
         let weighting = match self.problem.mechanism {
             Mechanism::Linear { normalised, .. } => Weighting::Linear { normalised },
             _ => Weighting::Softmax,
@@ -297,7 +296,10 @@ impl Oracle<'_> {
                             Weighting::Linear { .. } => score,
                         }));
                         weights_lp.clear();
-                        weights_lp.extend(weights.iter().map(|&weight| round_to(dtype, weight)));
+                        weights_lp.extend(weights.iter().map(|&weight| match weighting {
+                            Weighting::Softmax => round_weight(self.multiplied_in, weight),
+                            Weighting::Linear { .. } => round_to(self.multiplied_in, weight),
+                        }));
                         let sums = &mut sums[index];
                         let picks = block.picks(keys, &mut scratch);
                         for (&weight, &pick) in weights.iter().zip(picks) {

@@ -5,8 +5,8 @@
 //! literally (`visible`). Rows come from a [`RowSource`], so a problem of any length needs no tensor: the keys of a
 //! (sequence, KV head) are made block by block and serve all sampled rows of that group.
 //!
-//! Every row comes three times: exact; with the weights P and the result rounded to the dtype (`o_lp`), which is the
-//! error that no kernel of that dtype can avoid; and as a [`RowReference::scale`], the size against which a rounding
+//! Every row comes three times: exact; with what is multiplied rounded to the dtype that a kernel multiplies in (the problem's, but for
+//! [`Oracle::multiplied_in`]) and the result to the problem's (`o_lp`), which is the error that no such kernel can avoid; and as a [`RowReference::scale`], the size against which a rounding
 //! error of that row is small. [`crate::tolerance`] judges with all three.
 
 mod backward;
@@ -46,7 +46,8 @@ pub type Row = (usize, usize, usize);
 pub struct RowReference {
     /// The row of O (or of a gradient), exact.
     pub o: Vec<f64>,
-    /// The same with P (and dS) and the result rounded to the dtype.
+    /// The same with P (and dS) and the result rounded, and Q, K and V too where [`Oracle::expected`] is asked about a kernel that
+    /// multiplies in a narrower dtype than theirs.
     pub o_lp: Vec<f64>,
     /// The root of the sum of squares of the terms that the row is the sum of. Independent rounding errors of relative
     /// size u in the terms make an error of size u * scale in the row, even where the terms cancel.
@@ -60,6 +61,7 @@ pub struct RowReference {
 pub struct Oracle<'a> {
     problem: &'a AttentionProblem,
     source: &'a dyn RowSource,
+    multiplied_in: Dtype,
     lengths_q: Vec<usize>,
     lengths_kv: Vec<usize>,
     sinks: CachedSinks,
@@ -71,10 +73,18 @@ impl<'a> Oracle<'a> {
         Oracle {
             problem,
             source,
+            multiplied_in: problem.dtype,
             lengths_q: problem.lengths_q(),
             lengths_kv: problem.lengths_kv(),
             sinks: CachedSinks::new(),
         }
+    }
+
+    /// The same for softmax attention by a kernel that multiplies in this dtype: its weights are rounded to it, its inputs too, and
+    /// its outputs are judged by its tolerance.
+    #[must_use]
+    pub fn multiplied_in(self, dtype: Dtype) -> Self {
+        Oracle { multiplied_in: dtype, ..self }
     }
 
     /// Row `query` of query head `head` of a sequence's output.
@@ -153,6 +163,13 @@ fn round_to(dtype: Dtype, value: f64) -> f64 {
         Dtype::Bf16 => bf16::from_f64(value).to_f64(),
         Dtype::E4m3 => e4m3::from_f32(value as f32).to_f64(),
     }
+}
+
+/// A weight of a softmax, at most 1, as a kernel multiplies it: of e4m3 the nearest number is that of 2^8 weights, since no kernel leaves
+/// three quarters of that dtype's binades unused.
+fn round_weight(dtype: Dtype, weight: f64) -> f64 {
+    let scale = if dtype == Dtype::E4m3 { 256.0 } else { 1.0 };
+    round_to(dtype, weight * scale) / scale
 }
 
 /// phi.

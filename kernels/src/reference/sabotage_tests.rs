@@ -12,6 +12,10 @@ const LENGTHS: [usize; 8] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 1
 /// Keys of a kernel's block.
 const TILE: usize = 64;
 
+/// Dtypes of inputs, and what a kernel multiplies in.
+const PRECISIONS: [(Dtype, Dtype); 4] =
+    [(Dtype::F32, Dtype::F32), (Dtype::F16, Dtype::F16), (Dtype::Bf16, Dtype::Bf16), (Dtype::Bf16, Dtype::E4m3)];
+
 fn causal(dtype: Dtype, length: usize) -> AttentionProblem {
     let mut problem = AttentionProblem::softmax(Phase::Prefill, dtype, 1, (4, 2), (length, length), 64);
     problem.causal = true;
@@ -83,12 +87,12 @@ fn spoiled(oracle: &Oracle<'_>, rows: &[Row], spoils: &[Spoil<'_>]) -> Vec<Vec<R
 #[test]
 fn dropped_blocks_and_missing_rescales_fail_at_every_length() {
     for length in LENGTHS {
-        for dtype in Dtype::ALL {
+        for (dtype, multiplied_in) in PRECISIONS {
             let problem = causal(dtype, length);
             let spec = InputSpec::new(&problem, 1);
             let plan = plan(&problem, &spec, length);
             let source = GeneratedRows::new(&problem, &spec, 0);
-            let oracle = Oracle::new(&problem, &source);
+            let oracle = Oracle::new(&problem, &source).multiplied_in(multiplied_in);
             let expected = &oracle.expected(&plan)[0];
             let drop_at = |tile: usize| {
                 move |_: &QueryRow, keys: &[u32], scores: &mut [f64], _: &mut f64| {
@@ -120,7 +124,11 @@ fn dropped_blocks_and_missing_rescales_fail_at_every_length() {
             let outputs = spoiled(&oracle, &plan.rows[0].rows, &spoils.map(|(_, spoil)| spoil));
             for ((what, _), rows) in spoils.iter().zip(outputs) {
                 let report = judged(expected, &rows);
-                assert_eq!(report.pass, *what == "nothing", "{what}, {dtype:?}, {length} keys: {report:?}");
+                // A flat row of so many keys hides a block from e4m3: see below.
+                if multiplied_in == Dtype::E4m3 && length > 1 << 12 && what.ends_with("dropped") {
+                    continue;
+                }
+                assert_eq!(report.pass, *what == "nothing", "{what}, {multiplied_in:?}, {length} keys: {report:?}");
             }
         }
     }
@@ -129,7 +137,7 @@ fn dropped_blocks_and_missing_rescales_fail_at_every_length() {
 #[test]
 fn masks_that_are_off_by_one_fail_at_every_length() {
     for length in LENGTHS {
-        for dtype in Dtype::ALL {
+        for (dtype, multiplied_in) in PRECISIONS {
             let window = |left, right| Pattern::Window { left, right };
             let wrong_masks = [
                 (Pattern::Full, true, vec![window(length, 1)]),
@@ -142,13 +150,13 @@ fn masks_that_are_off_by_one_fail_at_every_length() {
                 let spec = InputSpec::new(&problem, 1);
                 let plan = plan(&problem, &spec, length);
                 let source = GeneratedRows::new(&problem, &spec, 0);
-                let expected = &Oracle::new(&problem, &source).expected(&plan)[0];
+                let expected = &Oracle::new(&problem, &source).multiplied_in(multiplied_in).expected(&plan)[0];
                 for wrong in wrong {
                     let mut wrong_problem = problem.clone();
                     (wrong_problem.pattern, wrong_problem.causal) = (wrong, false);
                     let rows = Oracle::new(&wrong_problem, &source).forward_rows(&plan.rows[0].rows);
                     let report = judged(expected, &rows);
-                    assert!(!report.pass, "{wrong:?} for {pattern:?}, {dtype:?}, {length} keys: {report:?}");
+                    assert!(!report.pass, "{wrong:?} for {pattern:?}, {multiplied_in:?}, {length} keys: {report:?}");
                 }
             }
         }
@@ -170,6 +178,48 @@ impl RowSource for Hidden<'_> {
     }
     fn values(&self, name: TensorName, first: usize, out: &mut [f32]) {
         self.source.values(name, first, out);
+    }
+}
+
+/// What e4m3's tolerance leaves to rows that single out a key: in 32 flat rows, a dropped block of 64 keys is found up to 8192 keys, and
+/// no longer from 32,768 on. A row that singles out one of its keys shows it at any length.
+#[test]
+fn flat_rows_hide_a_dropped_block_from_e4m3() {
+    for (length, is_found) in [(1 << 10, true), (1 << 12, true), (1 << 13, true), (1 << 15, false), (1 << 17, false)] {
+        let mut problem = causal(Dtype::Bf16, length);
+        problem.causal = false;
+        let spec = InputSpec::new(&problem, 1);
+        let source = GeneratedRows::new(&problem, &spec, 0);
+        let generator = crate::input::Generator::new(&problem, &spec, 0);
+        let flat: Vec<Row> =
+            (0..length).filter(|&i| generator.peak(0, 0, i).is_none()).map(|i| (0, 0, i)).take(32).collect();
+        let plan = SamplePlan {
+            is_whole: false,
+            cost_flops: 0.0,
+            rows: vec![SampledRows { tensor: TensorName::O, rows: flat.clone() }],
+            sparse_grad_rows: None,
+        };
+        let oracle = Oracle::new(&problem, &source).multiplied_in(Dtype::E4m3);
+        let expected = &oracle.expected(&plan)[0];
+        let drop = |_: &QueryRow, keys: &[u32], scores: &mut [f64], _: &mut f64| {
+            if keys.first().is_some_and(|&key| key as usize / TILE == length / TILE / 2) {
+                scores.fill(f64::NEG_INFINITY);
+            }
+        };
+        let rows = spoiled(&oracle, &flat, &[&drop]).pop().expect("one output");
+        let report = judged(expected, &rows);
+        assert_eq!(!report.pass, is_found, "{length} keys: {report:?}");
+        let last = (0..length)
+            .find(|&i| generator.peak(0, 0, i) == Some(length - 1))
+            .expect("a row that singles out the last key");
+        let plan = SamplePlan { rows: vec![SampledRows { tensor: TensorName::O, rows: vec![(0, 0, last)] }], ..plan };
+        let drop_last = |_: &QueryRow, keys: &[u32], scores: &mut [f64], _: &mut f64| {
+            if keys.first().is_some_and(|&key| key as usize / TILE == length / TILE - 1) {
+                scores.fill(f64::NEG_INFINITY);
+            }
+        };
+        let rows = spoiled(&oracle, &plan.rows[0].rows, &[&drop_last]).pop().expect("one output");
+        assert!(!judged(&oracle.expected(&plan)[0], &rows).pass, "{length} keys");
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::sync::OnceLock;
 
+use super::round_to;
 use crate::input::{Generator, InputSpec, tensor_shape};
-use crate::problem::{AttentionProblem, Bias};
+use crate::problem::{AttentionProblem, Bias, Dtype};
 use crate::tensor::{ElementType, Rows, Tensor, TensorName, TensorSet};
 
 /// The already rounded inputs of a problem, widened. f32 holds every dtype exactly.
@@ -127,6 +128,38 @@ impl RowSource for TensorRows<'_> {
     fn values(&self, name: TensorName, first: usize, out: &mut [f32]) {
         copy_widened(self.tensors.get(name), first, out);
     }
+}
+
+/// The inputs of another source as a kernel multiplies them that rounds Q, K and V to a dtype.
+pub(super) struct Rounded<'a> {
+    pub(super) source: &'a dyn RowSource,
+    pub(super) dtype: Dtype,
+}
+
+impl RowSource for Rounded<'_> {
+    fn row(&self, name: TensorName, sequence: usize, head: usize, token: usize, out: &mut [f32]) {
+        self.source.row(name, sequence, head, token, out);
+        out.iter_mut().for_each(|x| *x = round_input(self.dtype, *x));
+    }
+
+    fn bias(&self, sequence: usize, head: usize, query: usize, key: usize) -> f64 {
+        self.source.bias(sequence, head, query, key)
+    }
+
+    fn values(&self, name: TensorName, first: usize, out: &mut [f32]) {
+        self.source.values(name, first, out);
+    }
+}
+
+/// The nearest number with the dtype's bits of mantissa. Of e4m3 exponents do not count: how a kernel scales is its own affair, and
+/// one that scales well has no error but this.
+fn round_input(dtype: Dtype, x: f32) -> f32 {
+    if dtype != Dtype::E4m3 {
+        return round_to(dtype, f64::from(x)) as f32;
+    }
+    // 20 bits of mantissa go; a carry into the exponent is what rounding means.
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7_FFFF + (bits >> 20 & 1)) & !0xF_FFFF)
 }
 
 /// A source whose small tensors (sinks) are read once.

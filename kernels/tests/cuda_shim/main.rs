@@ -1,10 +1,12 @@
 //! The CUDA kernels on a CPU: every plan executed in the host shim and compared with the f64 oracle.
 
+mod bytes;
 mod candidates;
 mod decode;
 mod faults;
 mod flash;
 mod flash3;
+mod flash3_e4m3;
 mod flash_bwd;
 mod groups;
 mod mla;
@@ -60,7 +62,7 @@ fn judge_on(
     }
     let spec = InputSpec::new(problem, 7);
     let source = GeneratedRows::new(problem, &spec, 0);
-    let oracle = Oracle::new(problem, &source);
+    let oracle = Oracle::new(problem, &source).multiplied_in(kernel.multiplies_in(problem));
     let is_backward = problem.phase == Phase::Backward;
     let budget_flops = if is_backward { GRADIENT_FLOPS } else { ORACLE_FLOPS };
     let mut samples = SamplePlan::for_problem(problem, &spec, 0, budget_flops);

@@ -6,6 +6,7 @@ use attn_kernels::cuda::block_sparse::BlockSparse;
 use attn_kernels::cuda::flash::Flash;
 use attn_kernels::cuda::flash1::Flash1;
 use attn_kernels::cuda::flash3::Flash3;
+use attn_kernels::cuda::flash3_e4m3::Flash3E4m3;
 use attn_kernels::cuda::linear::Linear;
 use attn_kernels::cuda::linformer::Linformer;
 use attn_kernels::cuda::mla::Mla;
@@ -19,7 +20,7 @@ use super::shim::{cuda_folder, without_barrier};
 use super::{DEVICE, judge, judge_on};
 
 /// A copy of the sources in which one file has another text.
-fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
+pub(crate) fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sabotage").join(label);
     std::fs::create_dir_all(&folder).expect("a folder for copies");
     let sources = std::fs::read_dir(cuda_folder())
@@ -36,7 +37,7 @@ fn with_file(label: &str, file: &str, text: &str) -> PathBuf {
     folder
 }
 
-fn text_of(file: &str) -> String {
+pub(crate) fn text_of(file: &str) -> String {
     std::fs::read_to_string(cuda_folder().join(file)).expect("the source exists")
 }
 
@@ -116,6 +117,15 @@ fn no_barrier_of_flash3_can_go() {
     problem.causal_alignment = CausalAlignment::TopLeft;
     let long = AttentionProblem { batch: 1, ..prefill((300, 900)) };
     every_barrier_is_needed(&Flash3, &[long, problem], &["flash3.cu", "hopper.cuh"]);
+}
+
+#[test]
+fn no_barrier_of_flash3_e4m3_can_go() {
+    // The loop's are those of flash3.
+    let mut problem = AttentionProblem { batch: 12, ..prefill((200, 700)) };
+    problem.causal_alignment = CausalAlignment::TopLeft;
+    let long = AttentionProblem { batch: 1, ..prefill((300, 900)) };
+    every_barrier_is_needed(&Flash3E4m3, &[long, problem], &["flash3_e4m3.cu", "e4m3.cuh"]);
 }
 
 #[test]
@@ -247,7 +257,27 @@ fn the_oracle_sees_wrong_mathematics() {
         causal_alignment: CausalAlignment::TopLeft,
         ..prefill((40, 2600))
     };
-    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 20] = [
+    let long = prefill((200, 900));
+    let more: [(&str, &dyn CudaKernel, &AttentionProblem, &str, &str, &str); 25] = [
+        ("e4m3_rescale", &Flash3E4m3, &long, "e4m3.cuh", "o[d][i] *= rescale[i / 2]", "(void)o, (void)rescale"),
+        (
+            "e4m3_order",
+            &Flash3E4m3,
+            &long,
+            "e4m3.cuh",
+            "start(key + i / 2 * 8 + i % 2)",
+            "start(key + i / 2 * 2 + i % 2 * 8)",
+        ),
+        ("e4m3_row", &Flash3E4m3, &long, "flash3_e4m3.cu", "half * 8 + thread % 32 / 4)", "half * 8)"),
+        ("e4m3_values", &Flash3E4m3, &long, "e4m3.cuh", "unit[half] - base[half] - ROOM);", "-ROOM);"),
+        (
+            "e4m3_tile",
+            &Flash3E4m3,
+            &long,
+            "flash3_e4m3.cu",
+            "last - range.first / KEYS + 1",
+            "last - range.first / KEYS",
+        ),
         ("delta", &Flash, &backward, "flash_bwd.cu", "is_empty ? 0.0f : delta", "is_empty ? delta : 0.0f"),
         ("capped_slope", &Flash, &capped, "flash_bwd.cuh", "(gradient - delta) * capped.slope", "(gradient - delta)"),
         ("group", &Flash, &backward, "flash_bwd_keys.cuh", "turns = tiles * group;", "turns = tiles;"),
