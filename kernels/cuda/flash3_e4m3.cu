@@ -14,7 +14,7 @@
 // itself: 384 threads, with 40 registers each where they copy and 232 where they compute.
 // Floor on an H200, a score: 4 d FLOPs at twice the rate of bf16, 1580 TFLOP/s, are 0.32 ps at d128, 0.16 ps at d64 and 0.65 ps at
 // d256; an exponential is 0.27 ps. So exponentials take 83 % of the products' time at d128, and rule at d64, where e4m3 gains
-// nothing over bf16 but traffic. Quantising reads 2 bytes and writes 1 of each element of Q, K and V, and Q's is read again.
+// at most a sixth over bf16. Quantising reads 2 bytes and writes 1 of each element of Q, K and V, and Q's is read again.
 //
 // Accumulators: in sums of 8-bit products Hopper's tensor cores keep some 14 bits of mantissa. S is a sum of DIM_QK / 32
 // steps, to which that does nothing beside the rounding to 4 bits. O is one of len_kv / 32, each of which may cut off 2^-14 of it.
