@@ -78,8 +78,11 @@ pub fn fits(architecture: &str, fits: &[Fit], style: Style) -> String {
 /// What stands before a note below its figures.
 const INDENT: &str = "    ";
 
+/// A column: its name, and the figure.
+type Figure = (&'static str, fn(&Takes) -> u32);
+
 /// The figures of a candidate.
-const FIGURES: [(&str, fn(&Takes) -> u32); 5] = [
+const FIGURES: [Figure; 5] = [
     ("threads", |takes| takes.threads),
     ("registers", |takes| takes.registers),
     ("spilled", |takes| takes.spill_bytes),

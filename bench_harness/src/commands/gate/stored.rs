@@ -12,7 +12,7 @@ use crate::commands::Exit;
 use crate::commands::compare::load_record;
 use crate::compare::Baseline;
 use crate::device::cpu::info::CpuInfo;
-use crate::gate::outcome::{GateReport, judge};
+use crate::gate::outcome::judge;
 use crate::record::Record;
 use crate::rules::{RuleSource, RunRules};
 use crate::store::baseline::{BASELINE, BaselineName, BaselineStore, parse};
