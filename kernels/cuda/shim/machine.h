@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <pthread.h>
 #include <sys/mman.h>
 #include <utility>
 #include <vector>
@@ -60,19 +59,12 @@ struct LeftOut {
     int line;
 };
 
-// A key and no thread_local: those of every loaded object share what little room the loader has for `machine`.
+// That of this thread; null until it is wanted.
 inline LeftOut *left_out(bool is_wanted) {
-    static const pthread_key_t key = [] {
-        pthread_key_t made;
-        if (pthread_key_create(&made, free) != 0) abort();
-        return made;
-    }();
-    void *found = pthread_getspecific(key);
-    if (!found && is_wanted) {
-        found = calloc(1, sizeof(LeftOut));
-        if (!found || pthread_setspecific(key, found) != 0) abort();
-    }
-    return static_cast<LeftOut *>(found);
+    static thread_local LeftOut own{};
+    static thread_local bool is_there = false;
+    is_there |= is_wanted;
+    return is_there ? &own : nullptr;
 }
 
 inline bool is_left_out(const char *file, int line) {
@@ -215,6 +207,6 @@ struct Machine {
 #endif
 };
 
-static thread_local Machine *machine __attribute__((tls_model("initial-exec"))) = nullptr;
+static thread_local Machine *machine = nullptr;
 
 } // namespace shim
